@@ -1,0 +1,69 @@
+"""A sweeper and a launcher that write nothing before every run of the command was accepted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from imgnet.launch.sweep import run_sweep
+
+
+@dataclass
+class LauncherConfig:
+    """The launcher's place in Hydra's configuration; what it does is set by ``cluster``."""
+
+    _target_: str = "hydra_plugins.imgnet_hydra.plugins.ImgnetLauncher"
+
+
+@dataclass
+class SweeperConfig:
+    """The sweeper's place in Hydra's configuration."""
+
+    _target_: str = "hydra_plugins.imgnet_hydra.plugins.ImgnetSweeper"
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="imgnet", node=LauncherConfig, provider="imgnet")
+ConfigStore.instance().store(group="hydra/sweeper", name="imgnet", node=SweeperConfig, provider="imgnet")
+
+
+class ImgnetLauncher(Launcher):
+    """Hands the runs of one command to :func:`imgnet.launch.sweep.run_sweep`."""
+
+    def __init__(self) -> None:
+        self._context: tuple[HydraContext, TaskFunction, DictConfig] | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra offers until the runs are known."""
+        self._context = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Compose, check and carry out the runs."""
+        assert self._context is not None
+        hydra_context, task_function, config = self._context
+        loader = hydra_context.config_loader
+        composed = [loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]
+        return run_sweep(composed, job_overrides, initial_job_idx, Path(config.hydra.sweep.dir), task_function)
+
+
+class ImgnetSweeper(BasicSweeper):
+    """The product of the values on the command line. Hydra's own would write a folder before the first check."""
+
+    def __init__(self) -> None:
+        super().__init__(max_batch_size=None)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Give all runs to the launcher at once, so that they are accepted or refused together."""
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        (runs,) = self.split_arguments(parser.parse_overrides(arguments), None)
+        return self.launcher.launch(runs, initial_job_idx=0)
+

@@ -1,0 +1,3 @@
+"""Train image classifiers with many workers: AllReduce and decentralized, side by side."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,69 @@
+"""Models on disk, in a format that holds tensors and text only: reading one never executes code."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+
+def export_model(path: Path, module: nn.Module, about: Mapping[str, Any]) -> None:
+    """Write a model's ``state_dict`` as safetensors, which torchvision and timm load, whole or not at all.
+
+    Args:
+        path: a file, replaced if it is there.
+        module: the model.
+        about: metrics and configuration, kept as JSON under ``imgnet`` in the file's own header.
+    """
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, beside, metadata={"format": "pt", "imgnet": json.dumps(dict(about))})
+    beside.replace(path)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What :func:`export_model` noted beside the tensors; empty for a file of another origin.
+
+    Raises:
+        ValueError: not a safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("imgnet", "{}"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def load_model(path: Path, module: nn.Module) -> None:
+    """Put an exported model's values into ``module``.
+
+    Raises:
+        ValueError: not a safetensors file, or of another model; the first differences are named.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+    differences = _differences(module.state_dict(), tensors)
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(f"{path} holds another model: {'; '.join(differences[:3])}{more}")
+    module.load_state_dict(tensors)
+
+
+def _differences(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+    lacking = [f"it lacks {name}" for name in wanted if name not in found]
+    foreign = [f"it has {name}" for name in found if name not in wanted]
+    shapes = [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+    return lacking + foreign + shapes

@@ -1,0 +1,286 @@
+"""What a run may be told: typed schemas for every config group, and the checks that span several keys.
+
+Nothing here imports torch, so that ``--help``, a refused command and a submission from a login node take about a second.
+Units are in the names: ``_epochs``, ``_steps``, ``_min`` (minutes), ``_gb`` (10^9 bytes), ``_mb`` (2^20 bytes), ``_px`` (pixels).
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class ConfigError(ValueError):
+    """A command that is refused before anything is started. Holds one line for each problem."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Mode(Enum):
+    """What ``run.py`` does with the composed configuration."""
+
+    train = "train"
+    evaluate = "evaluate"
+
+
+class Precision(Enum):
+    """Arithmetic of the forward and backward pass; parameters and optimizer state are fp32 in all of them."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Accelerator(Enum):
+    """``auto``: the GPUs of the machine, or its CPU where it has none."""
+
+    auto = "auto"
+    gpu = "gpu"
+    cpu = "cpu"
+
+
+class Engine(Enum):
+    """Who averages in a decentralized run: the engine of this package, or ``decent-dp`` as published."""
+
+    imgnet = "imgnet"
+    decent_dp = "decent_dp"
+
+
+class DataKind(Enum):
+    """Where images come from."""
+
+    folder = "folder"
+    digits = "digits"
+    synthetic = "synthetic"
+
+
+class WandbMode(Enum):
+    """``auto``: online where this user is logged in to Weights & Biases, offline where not."""
+
+    disabled = "disabled"
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+
+
+@dataclass
+class ModelConfig:
+    """A classifier by its name in torchvision or timm, or ``small_cnn`` of this package."""
+
+    name: str = MISSING
+    pretrained: bool = False
+    """Start from the published weights of that name (downloaded by torchvision or timm)."""
+
+
+@dataclass
+class DataConfig:
+    """Images, how they are cut, and who reads them. Sizes in pixels; ``mean`` and ``std`` for values in [0, 1]."""
+
+    name: str = MISSING
+    kind: DataKind = MISSING
+    root: str | None = None
+    """Folder with ``train/<class>/*`` and ``val/<class>/*``; unused by ``synthetic``."""
+    num_classes: int = MISSING
+    train_px: int = MISSING
+    """Side of the training crop."""
+    eval_px: int = MISSING
+    """Side of the validation crop."""
+    eval_resize_px: int = MISSING
+    """Shorter side that an image is resized to before its central ``eval_px`` are cut out."""
+    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    """Smallest and largest share of the image's area in a training crop."""
+    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
+    """Smallest and largest width / height of a training crop, before resizing to a square."""
+    flip_probability: float = 0.5
+    mean: list[float] = MISSING
+    std: list[float] = MISSING
+    num_workers: int | None = None
+    """Decoding processes of each worker; null: its share of the cores, less one for training."""
+    num_train: int | None = None
+    """``synthetic`` only: how many training images there are."""
+    num_val: int | None = None
+    """``synthetic`` only: how many validation images there are."""
+
+
+@dataclass
+class TopologyConfig:
+    """Who averages with whom. ``allreduce`` averages gradients; every other one averages parameters."""
+
+    name: str = MISSING
+
+
+@dataclass
+class AllReduceConfig(TopologyConfig):
+    """Gradients averaged over all workers in each step (``DistributedDataParallel``)."""
+
+    bucket_mb: int = 25
+
+
+@dataclass
+class DecentralizedConfig(TopologyConfig):
+    """Parameters averaged with a few workers in each step, behind the next forward and backward pass."""
+
+    engine: Engine = Engine.imgnet
+    bucket_mb: int = 25
+
+
+@dataclass
+class OptimizerConfig:
+    """An update rule and its schedule: linear warm-up to ``lr``, then a cosine down to ``min_lr``."""
+
+    name: str = MISSING
+    lr: float = MISSING
+    weight_decay: float = MISSING
+    """Applied to parameters of two or more dimensions; biases and normalisation are never decayed."""
+    warmup_epochs: float = 5.0
+    warmup_factor: float = 0.01
+    """The warm-up starts at ``warmup_factor * lr``."""
+    min_lr: float = 1e-5
+
+
+@dataclass
+class SgdConfig(OptimizerConfig):
+    """Stochastic gradient descent with momentum."""
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+
+@dataclass
+class AdamConfig(OptimizerConfig):
+    """Adam and AdamW (decoupled decay), by ``name``."""
+
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+
+
+@dataclass
+class AccumAdamConfig(AdamConfig):
+    """AccumAdam and AccumAdamW: moments advance once in ``accum_iter`` steps (arXiv 2410.11998)."""
+
+    accum_iter: int = 4
+
+
+@dataclass
+class ClusterConfig:
+    """Where the workers run."""
+
+    name: str = MISSING
+
+
+@dataclass
+class LocalConfig(ClusterConfig):
+    """This machine: one worker for each GPU, or ``cpu_workers_per_node`` on a CPU."""
+
+    accelerator: Accelerator = Accelerator.auto
+    gpus_per_node: int | None = None
+    """null: all GPUs that this process may use."""
+    cpu_workers_per_node: int = 4
+
+
+@dataclass
+class SlurmConfig(ClusterConfig):
+    """A Slurm job: ``nodes`` nodes with ``gpus_per_node`` workers each."""
+
+    nodes: int = MISSING
+    gpus_per_node: int = MISSING
+    gpu_type: str = MISSING
+    cpus_per_gpu: int = 8
+    mem_gb: int | None = None
+    """Memory of each node; null: Slurm's default."""
+    timeout_min: int = MISSING
+    partition: str | None = None
+    account: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the workers. No secrets: this is written to the run directory."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines before the workers start, such as ``module load cuda``."""
+    sbatch: dict[str, str] = field(default_factory=dict)
+    """Further sbatch options, by their long names."""
+    srun: list[str] = field(default_factory=list)
+    """Further srun arguments."""
+
+
+@dataclass
+class TrackingConfig:
+    """What is shown and sent while a run goes on. Files in the run directory are always written."""
+
+    wandb: WandbMode = WandbMode.disabled
+    project: str = "imgnet"
+    entity: str | None = None
+    progress: bool = True
+    """A progress bar on rank 0 of a terminal; plain lines elsewhere."""
+
+
+@dataclass
+class RunConfig:
+    """One run, complete. Composed by Hydra from ``conf/``, and checked by :func:`parse`."""
+
+    name: str = MISSING
+    mode: Mode = Mode.train
+    checkpoint: str | None = None
+    """``mode=evaluate``: an exported model (``.safetensors``); null: the weights of ``model.pretrained``."""
+    seed: int = 1
+    epochs: int = MISSING
+    max_steps: int | None = None
+    """End after so many optimizer steps, wherever the epoch is. For benchmarks and trials."""
+    global_batch_size: int = MISSING
+    """Images in one optimizer step, over all workers and accumulation steps."""
+    num_accumulation_steps: int = 1
+    """Forward and backward passes of each worker in one optimizer step."""
+    precision: Precision = Precision.bf16
+    channels_last: bool = True
+    compile: bool = False
+    label_smoothing: float = 0.0
+    max_grad_norm: float | None = None
+    """Gradients are scaled down to this Euclidean norm over the whole model of a worker."""
+    evaluate_every_epochs: int = 1
+    log_every_steps: int = 50
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    topology: TopologyConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    cluster: ClusterConfig = MISSING
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+GROUP_SCHEMAS: dict[str, dict[str, type]] = {
+    "model": {"any": ModelConfig},
+    "data": {"any": DataConfig},
+    "topology": {"allreduce": AllReduceConfig, "decentralized": DecentralizedConfig},
+    "optimizer": {"sgd": SgdConfig, "adam": AdamConfig, "accum_adam": AccumAdamConfig},
+    "cluster": {"local": LocalConfig, "slurm": SlurmConfig},
+}
+"""The schemas that the options of each group in ``conf/`` start from."""
+
+
+def register_schemas() -> None:
+    """Tell Hydra the type of every key. The files in ``conf/`` start from these through their defaults lists.
+
+    They stand under ``hydra/`` so that ``--help`` does not offer them as choices.
+    """
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    for group, schemas in GROUP_SCHEMAS.items():
+        for name, schema in schemas.items():
+            store.store(group=f"hydra/schema/{group}", name=name, node=schema)
+
+
+def parse(composed: DictConfig) -> RunConfig:
+    """Turn what Hydra composed into a typed :class:`RunConfig`, with every interpolation resolved.
+
+    Raises:
+        ConfigError: keys without a value, all of them named.
+    """
+    task = OmegaConf.merge(RunConfig, OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(task))
+    if missing:
+        raise ConfigError([f"{key} has no value; set it with {key}=..." for key in missing])
+    config = OmegaConf.to_object(task)
+    assert isinstance(config, RunConfig)
+    return config

@@ -1,0 +1,78 @@
+"""Where each image is cut and whether it is mirrored, as pure functions of (seed, epoch, index).
+
+Boxes are ``left, top, width, height`` in pixels of the source image. Nothing depends on which samples share a batch.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from imgnet.data.counter import FIRST_CROP_DRAW, FLIP_DRAW, Floats, Ints, uniforms
+
+NUM_TRIES = 10
+_DRAWS_PER_TRY = 4  # area, ratio, left, top
+
+
+def crop_boxes(
+    seed: int,
+    epoch: int,
+    indices: npt.ArrayLike,
+    widths: npt.ArrayLike,
+    heights: npt.ArrayLike,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+) -> Ints:
+    """Training crops: int64 ``[n, 4]``, always inside the image and at least one pixel wide and high.
+
+    The law is that of torchvision's RandomResizedCrop: the share of the area uniform in ``scale``, width / height
+    log-uniform in ``ratio``, the first of ten tries that fits into the image, and a central box if none does.
+    """
+    indices = np.asarray(indices, dtype=np.int64)
+    widths, heights = np.asarray(widths, dtype=np.int64), np.asarray(heights, dtype=np.int64)
+    draws = FIRST_CROP_DRAW + np.arange(NUM_TRIES * _DRAWS_PER_TRY)
+    random = uniforms(seed, epoch, indices, draws).reshape(len(indices), NUM_TRIES, _DRAWS_PER_TRY)
+
+    sizes = _tried_sizes(random, widths * heights, scale, ratio)
+    fits = ((sizes >= 1) & (sizes <= np.stack([widths, heights], axis=1)[:, None])).all(axis=2)
+    rows, first = np.arange(len(indices)), fits.argmax(axis=1)
+    size, place = sizes[rows, first], random[rows, first, 2:]
+    room = np.stack([widths, heights], axis=1) - size
+    boxes = np.concatenate([np.floor(place * (room + 1)).astype(np.int64), size], axis=1)
+
+    found = fits.max(axis=1, keepdims=True)
+    return np.where(found, boxes, _fallback_boxes(widths, heights, ratio))
+
+
+def flips(seed: int, epoch: int, indices: npt.ArrayLike, probability: float) -> npt.NDArray[np.bool_]:
+    """Which training images are mirrored left to right: bool ``[n]``."""
+    return uniforms(seed, epoch, indices, [FLIP_DRAW])[:, 0] < probability
+
+
+def center_boxes(widths: npt.ArrayLike, heights: npt.ArrayLike, resize_px: int, crop_px: int) -> Floats:
+    """Validation crops: float64 ``[n, 4]``, fractions of pixels included.
+
+    What is left of an image when its shorter side is resized to ``resize_px`` and the central ``crop_px`` are cut out,
+    to the pixel as torchvision's Resize and CenterCrop do it: the longer side is rounded down, so that the two axes may
+    differ slightly in scale.
+    """
+    source = np.stack([np.asarray(widths, dtype=np.int64), np.asarray(heights, dtype=np.int64)], axis=1)
+    resized = resize_px * source // source.min(axis=1, keepdims=True)
+    corners = np.rint((resized - crop_px) / 2)
+    px = source / resized
+    return np.concatenate([corners * px, crop_px * px], axis=1)
+
+
+def _tried_sizes(random: Floats, areas: Ints, scale: Sequence[float], ratio: Sequence[float]) -> Ints:
+    """Width and height of every try: int64 ``[n, tries, 2]``, not yet checked against the image."""
+    area = areas[:, None] * (scale[0] + (scale[1] - scale[0]) * random[:, :, 0])
+    low, high = np.log(ratio[0]), np.log(ratio[1])
+    aspect = np.exp(low + (high - low) * random[:, :, 1])
+    return np.rint(np.sqrt(np.stack([area * aspect, area / aspect], axis=2))).astype(np.int64)
+
+
+def _fallback_boxes(widths: Ints, heights: Ints, ratio: Sequence[float]) -> Ints:
+    """The largest central box whose width / height lies in ``ratio``: int64 ``[n, 4]``."""
+    width = np.minimum(widths, np.maximum(1, np.rint(heights * ratio[1]).astype(np.int64)))
+    height = np.minimum(heights, np.maximum(1, np.rint(widths / ratio[0]).astype(np.int64)))
+    return np.stack([(widths - width) // 2, (heights - height) // 2, width, height], axis=1)

@@ -1,0 +1,164 @@
+"""The batches of one worker: sample order in, images on the device out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import final
+
+from imgnet.config import ConfigError, DataConfig, DataKind
+from imgnet.data import order
+from imgnet.data.backend import Backend, Batch, BatchKey, Normalizer
+from imgnet.data.digits import ensure_digits
+from imgnet.data.folder import FolderSource, Split
+from imgnet.runtime import Runtime
+
+_NO_EPOCH = 0
+_POOL_SEEDS: dict[Split, int] = {"train": 0, "val": 1}
+
+
+@final
+class TrainLoader:
+    """Training batches of one worker. It keeps no position: epoch and step are the whole state of the data."""
+
+    def __init__(self, backend: Backend, *, seed: int, global_batch_size: int, rank: int, world_size: int) -> None:
+        self._backend = backend
+        self._seed = seed
+        self._global_batch_size = global_batch_size
+        self._rank, self._world_size = rank, world_size
+        if self.steps_per_epoch == 0:
+            raise ConfigError([f"global_batch_size={global_batch_size} exceeds the {self.num_samples} training images"])
+
+    @property
+    def num_samples(self) -> int:
+        """Training images, over all workers."""
+        return self._backend.num_samples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch."""
+        return order.steps_per_epoch(self.num_samples, self._global_batch_size)
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from ``start_step`` on, each ``global_batch_size // world_size`` images.
+
+        They are those of a run that came there from step 0. Finish or drop one iterator before the next is started.
+        """
+        return self._backend.batches(self._keys(epoch, start_step))
+
+    def close(self) -> None:
+        """End the decoding processes."""
+        self._backend.close()
+
+    def _keys(self, epoch: int, start_step: int) -> Iterator[BatchKey]:
+        samples = order.epoch_order(self._seed, epoch, self.num_samples)
+        for step in range(start_step, self.steps_per_epoch):
+            yield BatchKey(
+                epoch, order.step_indices(samples, step, self._global_batch_size, self._rank, self._world_size)
+            )
+
+
+@final
+class EvalLoader:
+    """Validation batches of one worker. Over all workers each image exactly once, so they may differ by one image."""
+
+    def __init__(self, backend: Backend, *, local_batch_size: int, rank: int, world_size: int) -> None:
+        self._backend = backend
+        self._local_batch_size = local_batch_size
+        self._rank, self._world_size = rank, world_size
+
+    @property
+    def num_samples(self) -> int:
+        """Validation images, over all workers."""
+        return self._backend.num_samples
+
+    def batches(self) -> Iterator[Batch]:
+        """This worker's images, ``local_batch_size`` at a time; the last batch holds the rest, if any."""
+        indices = order.evaluation_indices(self.num_samples, self._rank, self._world_size)
+        size = self._local_batch_size
+        return self._backend.batches(
+            BatchKey(_NO_EPOCH, indices[at : at + size]) for at in range(0, len(indices), size)
+        )
+
+    def close(self) -> None:
+        """End the decoding processes."""
+        self._backend.close()
+
+
+def prepare(config: DataConfig) -> None:
+    """Make what can be made, which is the digits. Call it once on each node, before the loaders; twice does no harm."""
+    if config.kind is DataKind.digits:
+        ensure_digits(_root(config))
+
+
+def build_train_loader(
+    config: DataConfig, *, seed: int, global_batch_size: int, channels_last: bool, worker: Runtime
+) -> TrainLoader:
+    """Training batches of ``worker``, which has ``global_batch_size // world_size`` images in each.
+
+    Raises:
+        ConfigError: the folder is not as it should be, or holds fewer images than one global batch.
+    """
+    return TrainLoader(
+        _backend(config, "train", seed=seed, channels_last=channels_last, worker=worker),
+        seed=seed,
+        global_batch_size=global_batch_size,
+        rank=worker.rank,
+        world_size=worker.world_size,
+    )
+
+
+def build_eval_loader(config: DataConfig, *, local_batch_size: int, channels_last: bool, worker: Runtime) -> EvalLoader:
+    """Validation batches of ``worker``.
+
+    Raises:
+        ConfigError: the folder is not as it should be.
+    """
+    return EvalLoader(
+        _backend(config, "val", seed=0, channels_last=channels_last, worker=worker),
+        local_batch_size=local_batch_size,
+        rank=worker.rank,
+        world_size=worker.world_size,
+    )
+
+
+def _backend(config: DataConfig, split: Split, *, seed: int, channels_last: bool, worker: Runtime) -> Backend:
+    """Who makes the batches of a split. A back end that decodes elsewhere is chosen here."""
+    if config.kind is DataKind.synthetic:
+        return _synthetic_backend(config, split, channels_last, worker)
+    # Imported here, because torchvision takes seconds and synthetic images do without it.
+    from imgnet.data.decode import DecodingBackend, EvalView, TrainView
+
+    source = FolderSource(_root(config), split, config.num_classes)
+    if split == "train":
+        view = TrainView(config.train_px, seed, config.crop_scale, config.crop_ratio, config.flip_probability)
+    else:
+        view = EvalView(config.eval_px, config.eval_resize_px)
+    return DecodingBackend(
+        source,
+        view,
+        Normalizer(config.mean, config.std, worker.device),
+        num_workers=max(0, worker.num_threads - 1) if config.num_workers is None else config.num_workers,
+        channels_last=channels_last,
+        device=worker.device,
+    )
+
+
+def _synthetic_backend(config: DataConfig, split: Split, channels_last: bool, worker: Runtime) -> Backend:
+    from imgnet.data.synthetic import SyntheticBackend
+
+    num_samples, px = (config.num_train, config.train_px) if split == "train" else (config.num_val, config.eval_px)
+    if not num_samples:
+        raise ConfigError([f"data.num_{split}={num_samples} must be 1 or more with data.kind=synthetic"])
+    return SyntheticBackend(
+        num_samples,
+        config.num_classes,
+        px,
+        pool_seed=_POOL_SEEDS[split],
+        channels_last=channels_last,
+        device=worker.device,
+    )
+
+
+def _root(config: DataConfig) -> Path:
+    if config.root is None:
+        raise ConfigError([f"data.root is not set, but data.kind={config.kind.name} needs a folder"])
+    return Path(config.root).expanduser()

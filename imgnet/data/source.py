@@ -1,0 +1,28 @@
+"""What every kind of storage offers to a back end that decodes."""
+
+from typing import Protocol
+
+from imgnet.data.counter import Ints
+
+
+class ImageError(ValueError):
+    """An image that cannot be read or decoded; one line that names the file and the reason."""
+
+
+class Source(Protocol):
+    """Encoded images of one split, numbered from zero. Decoding processes get copies and read at the same time."""
+
+    @property
+    def labels(self) -> Ints:
+        """The class of each image: int64 ``[len(self)]``, from zero."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The encoded image, in any format of JPEG, PNG and WebP. Raises OSError where the storage fails."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Where the image is, for messages to the user."""
+        ...

@@ -1,0 +1,198 @@
+"""Everything that can be said against a run before a process is started, in one list and in the user's words."""
+
+from pathlib import Path
+
+from imgnet.config import (
+    AccumAdamConfig,
+    AdamConfig,
+    ConfigError,
+    DecentralizedConfig,
+    Engine,
+    Mode,
+    OptimizerConfig,
+    Precision,
+    RunConfig,
+    SgdConfig,
+    SlurmConfig,
+)
+from imgnet.data import checks as data_checks
+from imgnet.launch.layout import Layout, layout_of
+from imgnet.parallel.topology import build_topology
+from imgnet.runtime import Placement
+
+SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+GPUS_WITHOUT_BF16 = ("T4", "V100", "P100", "RTX2080")
+
+
+def check(config: RunConfig, placement: Placement | None = None) -> Layout:
+    """Accept a run, or refuse it with every problem at once.
+
+    Args:
+        config: the run.
+        placement: where torchrun or srun put this process; None where the run starts its own workers.
+
+    Raises:
+        ConfigError: one line for each problem.
+    """
+    problems: list[str] = []
+    layout = None
+    try:
+        layout = layout_of(config.cluster, placement)
+    except ConfigError as error:
+        problems += error.problems
+    problems += _lengths(config) + _model(config) + _optimizer(config.optimizer, config.epochs)
+    problems += data_checks.problems(config.data) + _cluster(config)
+    if layout is not None and not (isinstance(config.cluster, SlurmConfig) and problems):
+        problems += _batches(config, layout) + _topology(config, layout)
+    if problems:
+        raise ConfigError(problems)
+    assert layout is not None
+    return layout
+
+
+def _at_least(minimum: float, **values: float | None) -> list[str]:
+    return [
+        f"{key.replace('__', '.')}={value}; at least {minimum} is needed"
+        for key, value in values.items()
+        if value is not None and value < minimum
+    ]
+
+
+def _lengths(config: RunConfig) -> list[str]:
+    problems = _at_least(
+        1,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+        global_batch_size=config.global_batch_size,
+        num_accumulation_steps=config.num_accumulation_steps,
+        evaluate_every_epochs=config.evaluate_every_epochs,
+        log_every_steps=config.log_every_steps,
+    ) + _at_least(0, seed=config.seed)
+    if not 0 <= config.label_smoothing < 1:
+        problems.append(f"label_smoothing={config.label_smoothing} is outside [0, 1)")
+    if config.max_grad_norm is not None and config.max_grad_norm <= 0:
+        problems.append(f"max_grad_norm={config.max_grad_norm} must be positive; null for no clipping")
+    if not config.name or any(letter in config.name for letter in "/\\\0") or config.name.startswith("."):
+        problems.append(f"name={config.name!r} names a folder; use letters, digits, '.', '_' and '-'")
+    return problems
+
+
+def _model(config: RunConfig) -> list[str]:
+    if config.mode is Mode.train:
+        return ["checkpoint=... is read by mode=evaluate only"] if config.checkpoint else []
+    if config.checkpoint is None:
+        return [] if config.model.pretrained else ["mode=evaluate needs checkpoint=<file> or model.pretrained=true"]
+    path = Path(config.checkpoint)
+    if not path.is_file():
+        return [f"checkpoint={config.checkpoint}: there is no such file"]
+    if path.suffix != ".safetensors":
+        return [f"checkpoint={config.checkpoint}: an exported model ends in .safetensors"]
+    return []
+
+
+def _optimizer(optimizer: OptimizerConfig, epochs: int) -> list[str]:
+    problems = _at_least(
+        0,
+        optimizer__weight_decay=optimizer.weight_decay,
+        optimizer__warmup_epochs=optimizer.warmup_epochs,
+        optimizer__min_lr=optimizer.min_lr,
+    )
+    if optimizer.lr <= 0:
+        problems.append(f"optimizer.lr={optimizer.lr} must be positive")
+    elif optimizer.min_lr > optimizer.lr:
+        problems.append(f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}")
+    if optimizer.warmup_epochs >= epochs >= 1:
+        problems.append(f"optimizer.warmup_epochs={optimizer.warmup_epochs} leaves nothing of epochs={epochs}")
+    if not 0 < optimizer.warmup_factor <= 1:
+        problems.append(f"optimizer.warmup_factor={optimizer.warmup_factor} is outside (0, 1]")
+    if isinstance(optimizer, SgdConfig):
+        problems += _sgd(optimizer)
+    if isinstance(optimizer, AdamConfig):
+        problems += _adam(optimizer)
+    return problems
+
+
+def _sgd(optimizer: SgdConfig) -> list[str]:
+    if not 0 <= optimizer.momentum < 1:
+        return [f"optimizer.momentum={optimizer.momentum} is outside [0, 1)"]
+    if optimizer.nesterov and optimizer.momentum == 0:
+        return ["optimizer.nesterov=true needs optimizer.momentum above 0"]
+    return []
+
+
+def _adam(optimizer: AdamConfig) -> list[str]:
+    problems = []
+    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
+        problems.append(f"optimizer.betas={optimizer.betas} must be two numbers in [0, 1)")
+    if optimizer.eps <= 0:
+        problems.append(f"optimizer.eps={optimizer.eps} must be positive")
+    if isinstance(optimizer, AccumAdamConfig):
+        problems += _at_least(1, optimizer__accum_iter=optimizer.accum_iter)
+    return problems
+
+
+def _cluster(config: RunConfig) -> list[str]:
+    cluster = config.cluster
+    if not isinstance(cluster, SlurmConfig):
+        return []
+    problems = _at_least(
+        1,
+        cluster__nodes=cluster.nodes,
+        cluster__gpus_per_node=cluster.gpus_per_node,
+        cluster__cpus_per_gpu=cluster.cpus_per_gpu,
+        cluster__timeout_min=cluster.timeout_min,
+        cluster__mem_gb=cluster.mem_gb,
+    )
+    problems += [
+        f"cluster.env.{name}: a secret would be written to the run directory; export it in your shell instead"
+        for name in cluster.env
+        if any(word in name.upper() for word in SECRET_WORDS)
+    ]
+    if config.precision is Precision.bf16 and cluster.gpu_type in GPUS_WITHOUT_BF16:
+        problems.append(f"precision=bf16: {cluster.gpu_type} has no bf16 arithmetic; use precision=fp16")
+    return problems
+
+
+def _batches(config: RunConfig, layout: Layout) -> list[str]:
+    batch, workers, accumulation = config.global_batch_size, layout.world_size, config.num_accumulation_steps
+    if min(batch, accumulation) < 1:
+        return []
+    if batch % workers:
+        return [f"global_batch_size={batch} is not divisible by {workers} workers (cluster={config.cluster.name})"]
+    if (batch // workers) % accumulation:
+        return [
+            f"num_accumulation_steps={accumulation} does not divide the {batch // workers} images that each of "
+            f"{workers} workers has in a step (global_batch_size={batch})"
+        ]
+    num_train = data_checks.known_num_train(config.data)
+    if config.mode is Mode.train and num_train is not None and batch > num_train:
+        return [f"global_batch_size={batch} is more than the {num_train} training images of data={config.data.name}"]
+    return []
+
+
+def _topology(config: RunConfig, layout: Layout) -> list[str]:
+    topology = config.topology
+    bucket_mb = getattr(topology, "bucket_mb", 1)
+    problems = _at_least(1, topology__bucket_mb=bucket_mb)
+    if not isinstance(topology, DecentralizedConfig):
+        return problems
+    try:
+        build_topology(topology.name, layout.world_size, layout.workers_per_node)
+    except ValueError as error:
+        problems.append(f"{error} (cluster={config.cluster.name})")
+        return problems
+    if topology.engine is Engine.decent_dp:
+        problems += _decent_dp(config, layout)
+    return problems
+
+
+def _decent_dp(config: RunConfig, layout: Layout) -> list[str]:
+    """What the published engine cannot do; ``topology.engine=imgnet`` can do all of it."""
+    reasons = []
+    if layout.world_size < 2:
+        reasons.append("needs 2 or more workers")
+    if config.precision is Precision.fp16:
+        reasons.append("has no loss scale that all workers agree on (precision=fp16)")
+    if config.max_grad_norm is not None:
+        reasons.append(f"clips each bucket, not the whole model (max_grad_norm={config.max_grad_norm})")
+    return [f"topology.engine=decent_dp {reason}; use topology.engine=imgnet" for reason in reasons]

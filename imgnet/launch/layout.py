@@ -1,0 +1,59 @@
+"""How many workers a cluster holds, on how many nodes, on what."""
+
+from dataclasses import dataclass
+
+from imgnet.config import Accelerator, ClusterConfig, ConfigError, LocalConfig, SlurmConfig
+from imgnet.runtime import Placement, visible_gpus
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The workers of a run. ``num_nodes`` nodes of ``workers_per_node`` each, one GPU for each where ``use_gpu``."""
+
+    num_nodes: int
+    workers_per_node: int
+    use_gpu: bool
+
+    @property
+    def world_size(self) -> int:
+        """Number of workers."""
+        return self.num_nodes * self.workers_per_node
+
+
+def layout_of(cluster: ClusterConfig, placement: Placement | None) -> Layout:
+    """Where the workers of ``cluster`` will be; ``placement`` is what torchrun or srun already decided, if they did.
+
+    Raises:
+        ConfigError: the cluster asks for GPUs that this machine has not, or for no worker at all.
+    """
+    if isinstance(cluster, SlurmConfig) and placement is None:
+        return Layout(cluster.nodes, cluster.gpus_per_node, use_gpu=True)
+    local = cluster if isinstance(cluster, LocalConfig) else LocalConfig(name=cluster.name)
+    use_gpu, workers = _local_workers(local, placement)
+    if placement is None:
+        return Layout(1, workers, use_gpu)
+    return Layout(placement.world_size // placement.local_world_size, placement.local_world_size, use_gpu)
+
+
+def _local_workers(cluster: LocalConfig, placement: Placement | None) -> tuple[bool, int]:
+    gpus = visible_gpus()
+    wanted = cluster.gpus_per_node
+    if cluster.accelerator is Accelerator.cpu or (cluster.accelerator is Accelerator.auto and not (gpus or wanted)):
+        if cluster.accelerator is Accelerator.cpu and wanted is not None:
+            raise ConfigError(
+                [
+                    f"cluster.gpus_per_node={wanted} contradicts cluster.accelerator=cpu; "
+                    "set cluster.cpu_workers_per_node instead"
+                ]
+            )
+        if cluster.cpu_workers_per_node < 1:
+            raise ConfigError([f"cluster.cpu_workers_per_node={cluster.cpu_workers_per_node}; at least 1 is needed"])
+        return False, cluster.cpu_workers_per_node
+    if placement is not None:
+        wanted = placement.local_world_size
+    if wanted is not None and wanted < 1:
+        raise ConfigError([f"cluster.gpus_per_node={wanted}; at least 1 is needed (cluster.accelerator=cpu for none)"])
+    if gpus < (wanted or 1):
+        asked = f"cluster.gpus_per_node={wanted}" if wanted is not None else "cluster.accelerator=gpu"
+        raise ConfigError([f"{asked}: this machine offers {gpus} GPUs; cluster.accelerator=cpu runs without"])
+    return True, wanted or gpus

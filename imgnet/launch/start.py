@@ -1,0 +1,84 @@
+"""One run: its directory, its workers, its end."""
+
+import sys
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from imgnet import rundir
+from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse
+from imgnet.launch.checks import check
+from imgnet.launch.layout import Layout
+from imgnet.launch.local import RunFailed, run_workers
+from imgnet.results.table import show_run
+from imgnet.runtime import Placement, placement_from_environment
+
+
+def launch(composed: DictConfig) -> float | None:
+    """Carry out one run. Inside a job of torchrun or srun this process is a worker; elsewhere it starts them.
+
+    Returns:
+        The last validation top-1 accuracy in percent; None where there was no evaluation.
+
+    Raises:
+        ConfigError: the run was refused.
+        RunFailed: it failed; the run directory says so.
+    """
+    config = parse(composed)
+    placement = placement_from_environment()
+    layout = check(config, placement)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if placement is not None:
+        _take_part(config, composed, run_dir, placement, layout)
+        return None
+    if isinstance(config.cluster, SlurmConfig):
+        raise ConfigError(
+            [f"cluster={config.cluster.name}: submission to Slurm is not built yet; start this command with srun"]
+        )
+    _create(run_dir, composed, config, layout)
+    _run_here(config, run_dir, layout)
+    show_run(run_dir)
+    return rundir.read_json(run_dir / "summary.json").get("val_acc1")
+
+
+def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layout) -> None:
+    hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
+    rundir.create(run_dir, composed, hydra, overrides=overrides, seed=config.seed, world_size=layout.world_size)
+
+
+def _run_here(config: RunConfig, run_dir: Path, layout: Layout) -> None:
+    try:
+        run_workers(config, run_dir, layout)
+    except RunFailed as failure:
+        rundir.finish(run_dir, "failed", failure.summary)
+        raise
+    except KeyboardInterrupt:
+        rundir.finish(run_dir, "failed", "interrupted")
+        raise
+
+
+def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement: Placement, layout: Layout) -> None:
+    """Be the worker that torchrun or srun made of this process."""
+    from imgnet.launch.worker import exit_record, leave_a_word_on_signals, write_to_log
+    from imgnet.parallel.collectives import agree
+    from imgnet.runtime import joined
+    from imgnet.train import run
+
+    with joined(placement, layout.use_gpu, store_file=None) as runtime:
+        if runtime.is_main:
+            _create(run_dir, composed, config, layout)
+        run_dir = Path(agree(str(run_dir)))
+        write_to_log(run_dir, runtime.rank)
+        leave_a_word_on_signals(run_dir, runtime.rank)
+        try:
+            with exit_record(run_dir, runtime.rank):
+                run(config, runtime, run_dir)
+        except Exception as error:
+            if runtime.is_main:
+                rundir.finish(run_dir, "failed", f"rank {runtime.rank} failed: {error}")
+            raise
+    if runtime.is_main:
+        show_run(run_dir)
+    sys.stdout.flush()

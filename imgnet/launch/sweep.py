@@ -1,0 +1,114 @@
+"""The runs of one command: accepted or refused together, carried out in turn, compared at the end."""
+
+import sys
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from imgnet.config import ConfigError, parse
+from imgnet.launch.checks import check
+from imgnet.launch.local import RunFailed
+from imgnet.results.table import show_comparison
+from imgnet.runtime import placement_from_environment
+
+
+def run_sweep(
+    composed: Sequence[DictConfig],
+    overrides: Sequence[Sequence[str]],
+    first: int,
+    sweep_dir: Path,
+    task_function: TaskFunction,
+) -> list[JobReturn]:
+    """Check every run, then carry them out one after the other.
+
+    Args:
+        composed: the configuration of each run, with Hydra's own part.
+        overrides: what the user typed for each.
+        first: number of the first run; a searching sweeper calls this again and again.
+        sweep_dir: where the runs' directories go, and a free name beside it where that is taken.
+        task_function: ``run.py``'s ``main``.
+
+    Raises:
+        ConfigError: at least one run was refused; none was started.
+        SystemExit: with 1, after all were tried, where one failed.
+    """
+    _check_all(composed, overrides)
+    inside_a_job = placement_from_environment() is not None
+    folder = sweep_dir if first or inside_a_job else _claim(sweep_dir)
+    returns = [
+        _run_one(config, folder, number, task_function) for number, config in enumerate(composed, start=first)
+    ]
+    if len(returns) > 1:
+        show_comparison([Path(result.working_dir) for result in returns if result.working_dir])
+    failed = [result for result in returns if result.status is JobStatus.FAILED]
+    if failed:
+        _say_which_failed(failed, len(returns))
+        sys.exit(1)
+    return returns
+
+
+def _check_all(composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) -> None:
+    placement = placement_from_environment()
+    if placement is not None and len(composed) > 1:
+        raise ConfigError([f"a sweep of {len(composed)} runs inside one job of torchrun or srun; start one run there"])
+    problems: list[str] = []
+    for config, typed in zip(composed, overrides, strict=True):
+        try:
+            check(parse(config), placement)
+        except ConfigError as error:
+            which = f" [{' '.join(typed)}]" if len(composed) > 1 else ""
+            problems += [problem + which for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _claim(sweep_dir: Path) -> Path:
+    """Make the folder, or the first free one of ``<name>-2``, ``-3``, ...: two commands may start in one second."""
+    sweep_dir.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = sweep_dir if number == 1 else sweep_dir.with_name(f"{sweep_dir.name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def _run_one(config: DictConfig, folder: Path, number: int, task_function: TaskFunction) -> JobReturn:
+    run_dir = _set_run_dir(config, folder, number)
+    task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    result = JobReturn(overrides=list(config.hydra.overrides.task), working_dir=str(run_dir))
+    try:
+        result.return_value = task_function(task)
+        result.status = JobStatus.COMPLETED
+    except RunFailed as failure:
+        sys.stderr.write(f"{failure}\n")
+        result.return_value = failure
+        result.status = JobStatus.FAILED
+    return result
+
+
+def _set_run_dir(config: DictConfig, folder: Path, number: int) -> Path:
+    """Complete Hydra's own part of the configuration, as its launchers do, so that ``${hydra:...}`` can be used."""
+    with read_write(config), read_write(config.hydra.runtime), open_dict(config):
+        config.hydra.job.num = number
+        config.hydra.job.id = str(number)
+        HydraConfig.instance().set_config(config)
+        run_dir = (folder / str(config.hydra.sweep.subdir)).absolute()
+        config.hydra.runtime.output_dir = str(run_dir)
+    HydraConfig.instance().set_config(config)
+    return run_dir
+
+
+def _say_which_failed(failed: Sequence[JobReturn], num_runs: int) -> None:
+    if num_runs == 1:
+        return
+    sys.stderr.write(f"{len(failed)} of {num_runs} runs failed:\n")
+    for result in failed:
+        sys.stderr.write(f"  {result.working_dir}: {' '.join(result.overrides or [])}\n")

@@ -1,0 +1,102 @@
+"""A worker process, from its first to its last moment: its log, its signals, and what it says when it fails."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from imgnet.config import RunConfig
+from imgnet.rundir import ExitRecord, write_exit_record
+from imgnet.runtime import joined, placement_from_environment
+from imgnet.train import run
+
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1
+
+
+def work(config: RunConfig, run_dir: Path, store_file: Path, use_gpu: bool) -> None:
+    """A worker that this package's launcher started. Never returns: the process ends with the run."""
+    os.setsid()  # a terminal's Ctrl-C reaches the launcher alone, which then ends its workers in order
+    _end_with_the_launcher()
+    placement = placement_from_environment()
+    assert placement is not None, "the elastic agent states a rank"
+    logging.captureWarnings(capture=True)
+    write_to_log(run_dir, placement.rank)
+    leave_a_word_on_signals(run_dir, placement.rank)
+    status = 1
+    try:
+        with exit_record(run_dir, placement.rank), joined(placement, use_gpu, store_file) as runtime:
+            run(config, runtime, run_dir)
+        status = 0
+    except BaseException:  # noqa: BLE001  (the record holds it, and the launcher shows it)
+        logging.getLogger("imgnet").debug("worker failed", exc_info=True)
+    finally:
+        _flush()
+        if status:
+            os._exit(status)  # a broken process group can hold up an orderly exit for minutes
+
+
+def _end_with_the_launcher() -> None:
+    """Ask Linux to end this process when its parent dies, so that a killed launcher leaves no orphan behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def write_to_log(run_dir: Path, rank: int) -> None:
+    """Send this worker's log records to its file and, on other ranks than 0, all that it prints as well."""
+    path = run_dir / "logs" / f"rank_{rank}.log"
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    if rank != 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream in (1, 2):
+            os.dup2(handler.stream.fileno(), stream)
+
+
+def leave_a_word_on_signals(run_dir: Path, rank: int) -> None:
+    """End at once on a signal, from a thread of our own: the main thread may be inside a collective for minutes."""
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    os.set_blocking(reading, True)
+    for number in ENDING_SIGNALS:
+        signal.signal(number, lambda _number, _frame: None)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def wait() -> None:
+        number = os.read(reading, 1)[0]
+        name = signal.Signals(number).name
+        record = ExitRecord(rank, "terminated", time.time(), f"ended by {name}")
+        write_exit_record(run_dir, record)
+        _flush()
+        os._exit(128 + number)
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+@contextmanager
+def exit_record(run_dir: Path, rank: int) -> Iterator[None]:
+    """Write down what a worker raises, with its traceback, before it is raised further."""
+    try:
+        yield
+    except BaseException as error:
+        text = "".join(traceback.format_exception(error))
+        summary = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+        logging.getLogger("imgnet").error("rank %d failed\n%s", rank, text)
+        write_exit_record(run_dir, ExitRecord(rank, "raised", time.time(), summary, text))
+        raise
+
+
+def _flush() -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -1,0 +1,1 @@
+"""How workers agree: AllReduce of gradients, or averaging of parameters over a topology."""

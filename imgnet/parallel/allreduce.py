@@ -1,0 +1,95 @@
+"""Gradients averaged over all workers in each step: ``DistributedDataParallel``."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from imgnet.optim.loss_scale import LossScaler
+from imgnet.parallel.averaging import float_buffers, standing_in
+from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
+from imgnet.runtime import Runtime
+
+
+@final
+class AllReduce(Strategy):
+    """All workers hold the same parameters, and update them with the same gradient.
+
+    Batch norm's statistics are each worker's own while training, as in a decentralized run, and averaged to evaluate.
+
+    Args:
+        module: the model on its device; rank 0's values win.
+        objective: the loss.
+        make_optimizer: called once, with all parameters.
+        runtime: this worker.
+        num_accumulation_steps: passes in one step.
+        max_grad_norm: largest Euclidean norm of the averaged gradient; None for no clipping.
+        scaler: loss scaling.
+        bucket_mb: size of a message, in 2^20 bytes.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        objective: Objective,
+        make_optimizer: OptimizerFactory,
+        runtime: Runtime,
+        *,
+        num_accumulation_steps: int,
+        max_grad_norm: float | None,
+        scaler: LossScaler,
+        bucket_mb: int,
+    ) -> None:
+        self._module = module
+        self._objective = objective
+        self._parallel = DistributedDataParallel(
+            module,
+            device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            bucket_cap_mb=bucket_mb,
+            gradient_as_bucket_view=True,
+        )
+        self._optimizer = make_optimizer(module.named_parameters())
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._num_accumulation_steps = num_accumulation_steps
+        self._max_grad_norm = max_grad_norm
+        self._scaler = scaler
+
+    def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+        """See :meth:`Strategy.step`."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        loss = self._accumulate_gradients(images, targets)
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        self._scaler.unscale(gradients)
+        if self._max_grad_norm is not None:
+            clip_grads_with_norm_(self._parameters, self._max_grad_norm, get_total_norm(gradients))
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad()
+        return loss
+
+    def _accumulate_gradients(self, images: Tensor, targets: Tensor) -> Tensor:
+        passes = self._num_accumulation_steps
+        total = torch.zeros((), device=images.device)
+        for number, (some, labels) in enumerate(zip(images.chunk(passes), targets.chunk(passes), strict=True), start=1):
+            with nullcontext() if number == passes else self._parallel.no_sync():
+                loss = self._objective(self._parallel, some, labels) / passes
+                self._scaler.scaled(loss).backward()
+            total += loss.detach()
+        return total
+
+    @contextmanager
+    def averaged(self) -> Iterator[Average]:
+        """See :meth:`Strategy.averaged`. Parameters are equal already; batch norm's statistics are not."""
+        with standing_in(float_buffers(self._module)):
+            yield Average(self._module, consensus_distance=0.0)
+
+    def communication_wait_s(self) -> float:
+        """0: DDP waits inside its own backward pass and does not say how long."""
+        return 0.0

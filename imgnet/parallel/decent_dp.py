@@ -1,0 +1,133 @@
+"""``decent-dp`` as published, behind the same interface: the reference that our engine is compared with.
+
+What it cannot do is refused before the start (``imgnet.launch.checks``). What is mended here, without touching it:
+the rounds of a topology come from :mod:`imgnet.parallel.topology` and are carried out in order, and buffers are
+averaged for evaluation and handed back.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import final
+
+import torch
+from decent_dp.ddp import DecentralizedDataParallel
+from decent_dp.topo import Edge, TopologyReg
+from decent_dp.topo import Topology as DecentDpTopology
+from loguru import logger
+from torch import Tensor
+from torch.nn import Module
+from torch.optim.lr_scheduler import LRScheduler
+
+from imgnet.parallel.averaging import float_buffers, standing_in
+from imgnet.parallel.collectives import broadcast_from_first
+from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
+from imgnet.parallel.topology import GroupRound, Topology
+from imgnet.runtime import Runtime
+
+
+@final
+class DecentDp(Strategy):
+    """``DecentralizedDataParallel`` of decent-dp.
+
+    It learns the order of the parameters in the first step, whose update follows at the beginning of the second: a run
+    of N steps makes N updates for N of two or more, and an evaluation after the first step sees the start.
+
+    Args:
+        module: the model on its device; rank 0's values win.
+        objective: the loss.
+        make_optimizer: called once for each bucket.
+        topology: rounds of disjoint groups of two or more.
+        runtime: this worker.
+        num_accumulation_steps: passes in one step.
+        bucket_mb: size of a message, in 2^20 bytes.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        objective: Objective,
+        make_optimizer: OptimizerFactory,
+        topology: Topology,
+        runtime: Runtime,
+        *,
+        num_accumulation_steps: int,
+        bucket_mb: int,
+    ) -> None:
+        logger.remove()  # its messages repeat what the run directory says
+        logger.add(sys.stderr, level="WARNING")
+        self._module = module
+        self._objective = objective
+        self._num_accumulation_steps = num_accumulation_steps
+        self._rates: list[float] = []
+        broadcast_from_first(list(module.buffers()))
+        self._parallel = DecentralizedDataParallel(
+            module,
+            optim_fn=make_optimizer,  # type: ignore[arg-type]
+            lr_scheduler_fn=lambda optimizer: _RateOfStep(optimizer, self._rates),
+            topology=_register(topology),
+            bucket_size_in_mb=bucket_mb,
+            _local_world_size=runtime.local_world_size,
+        )
+
+    def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+        """See :meth:`Strategy.step`."""
+        self._rates.append(lr)
+        passes = self._num_accumulation_steps
+        total = torch.zeros((), device=images.device)
+        for number, (some, labels) in enumerate(zip(images.chunk(passes), targets.chunk(passes), strict=True), start=1):
+            self._parallel.set_accumulate_grad(number < passes)
+            loss = self._objective(self._parallel, some, labels) / passes
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    @contextmanager
+    def averaged(self) -> Iterator[Average]:
+        """See :meth:`Strategy.averaged`."""
+        parameters = [parameter.data for parameter in self._module.parameters()]
+        with standing_in(float_buffers(self._module)), standing_in(parameters) as distance:
+            yield Average(self._module, distance)
+
+    def communication_wait_s(self) -> float:
+        """0: the package does not say how long it waits."""
+        return 0.0
+
+
+class _RateOfStep(LRScheduler):
+    """The learning rates that the training loop named, in the order of the updates, which lag by one at the start."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, rates: list[float]) -> None:
+        self._named = rates
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rate of the update that comes next."""
+        rate = self._named[min(self.last_epoch, len(self._named) - 1)]
+        return [rate for _ in self.optimizer.param_groups]
+
+
+def _register(topology: Topology) -> str:
+    """Make decent-dp know our rounds under a name of their own."""
+    name = f"imgnet-{topology.name}"
+    TopologyReg.registry.pop(name, None)
+
+    @TopologyReg.register(name)
+    class Registered(DecentDpTopology):
+        """The rounds of ``topology``, one after the other.
+
+        decent-dp asks for step 1 to start the first averaging, for step 2 to finish it, and for each later step both
+        to start and to finish one; taken as it is, round 1 would come twice and round 0 late.
+        """
+
+        def _get_topo_edges(self) -> list[list[Edge]]:
+            rounds = []
+            for one_round in topology.rounds:
+                assert isinstance(one_round, GroupRound)
+                rounds.append([Edge(list(group.ranks), group.weight) for group in one_round.groups])
+            return rounds
+
+        def get_edge(self, step: int) -> Edge:
+            return super().get_edge(max(step - 2, 0))
+
+    return name

@@ -1,0 +1,160 @@
+"""Parameters averaged with a few workers in each step, hidden behind the next forward and backward pass.
+
+On worker ``i``, with ``W_t`` the mixing matrix of the topology's round ``t`` and ``u`` the optimizer's update::
+
+    x_i[t+1] = sum_j W_t[i, j] x_j[t] - lr * u(gradient at x_i[t])
+
+The averaging of ``x[t]`` starts when it is computed and ends when the gradient at it is there, so that it costs time
+only where it takes longer than a forward and a backward pass (arXiv 2410.11998). All of this is done for each bucket
+of parameters by itself, as soon as the backward pass has that bucket's gradients.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from imgnet.optim.loss_scale import LossScaler
+from imgnet.parallel.averaging import float_buffers, standing_in
+from imgnet.parallel.collectives import broadcast_from_first
+from imgnet.parallel.flat import NamedParameter, flatten, split_into_buckets
+from imgnet.parallel.mixing import Finish, Mixer
+from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
+from imgnet.parallel.topology import Topology
+from imgnet.runtime import Runtime
+
+
+class Bucket:
+    """Parameters that are updated and averaged together: views of one ``block``, with an optimizer of their own."""
+
+    def __init__(self, named_parameters: list[NamedParameter], make_optimizer: OptimizerFactory) -> None:
+        self.parameters: list[Parameter] = [parameter for _, parameter in named_parameters]
+        self.block = flatten(self.parameters)
+        self.buffer = torch.empty_like(self.block)
+        self.optimizer: Optimizer = make_optimizer(named_parameters)
+        self.finish: Finish | None = None
+        self.num_missing = len(self.parameters)
+        """Gradients that this backward pass has not yet brought."""
+
+
+@final
+class Decentralized(Strategy):
+    """Each worker has its own parameters, makes its own update, and averages with the peers of each round.
+
+    With gradient clipping or a loss scale no update can start before the whole gradient is known, so updates then
+    follow the backward pass; the averaging still hides behind the next step.
+
+    Args:
+        module: the model on its device; rank 0's values win.
+        objective: the loss.
+        make_optimizer: called once for each bucket.
+        topology: who averages with whom.
+        runtime: this worker.
+        num_accumulation_steps: passes in one step.
+        max_grad_norm: largest Euclidean norm of this worker's gradient over its whole model; None for no clipping.
+        scaler: loss scaling.
+        bucket_mb: size of a message, in 2^20 bytes.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        objective: Objective,
+        make_optimizer: OptimizerFactory,
+        topology: Topology,
+        runtime: Runtime,
+        *,
+        num_accumulation_steps: int,
+        max_grad_norm: float | None,
+        scaler: LossScaler,
+        bucket_mb: int,
+    ) -> None:
+        self._module = module
+        self._objective = objective
+        self._num_accumulation_steps = num_accumulation_steps
+        self._max_grad_norm = max_grad_norm
+        self._scaler = scaler
+        trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self._buckets = [Bucket(part, make_optimizer) for part in split_into_buckets(trained, bucket_mb * 2**20)]
+        broadcast_from_first([bucket.block for bucket in self._buckets] + list(module.buffers()))
+        self._mixer = Mixer(topology, runtime.rank, runtime.device)
+        self._num_steps = 0
+        self._next = 0
+        self._last_pass = False
+        self._update_in_backward = max_grad_norm is None and not scaler.enabled
+        for index, bucket in enumerate(self._buckets):
+            for parameter in bucket.parameters:
+                parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._gradient_arrived(index))
+
+    def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+        """See :meth:`Strategy.step`."""
+        for bucket in self._buckets:
+            bucket.num_missing = len(bucket.parameters)
+            for group in bucket.optimizer.param_groups:
+                group["lr"] = lr
+        self._next = 0
+        loss = self._accumulate_gradients(images, targets)
+        if not self._update_in_backward:
+            self._make_gradients_ready()
+        self._update_buckets(len(self._buckets))  # those with a parameter that had no gradient are left
+        self._scaler.update()
+        self._num_steps += 1
+        return loss
+
+    def _accumulate_gradients(self, images: Tensor, targets: Tensor) -> Tensor:
+        passes = self._num_accumulation_steps
+        total = torch.zeros((), device=images.device)
+        for number, (some, labels) in enumerate(zip(images.chunk(passes), targets.chunk(passes), strict=True), start=1):
+            self._last_pass = number == passes
+            loss = self._objective(self._module, some, labels) / passes
+            self._scaler.scaled(loss).backward()
+            total += loss.detach()
+        self._last_pass = False
+        return total
+
+    def _gradient_arrived(self, index: int) -> None:
+        """Hook of every parameter. Updates buckets in one order on all workers, so that their messages match."""
+        if not (self._last_pass and self._update_in_backward):
+            return
+        self._buckets[index].num_missing -= 1
+        ready = self._next
+        while ready < len(self._buckets) and self._buckets[ready].num_missing == 0:
+            ready += 1
+        self._update_buckets(ready)
+
+    def _update_buckets(self, end: int) -> None:
+        while self._next < end:
+            self._update(self._buckets[self._next])
+            self._next += 1
+
+    @torch.no_grad()
+    def _update(self, bucket: Bucket) -> None:
+        """Take the average that was under way, make the local update on it, and start the next average."""
+        if bucket.finish is not None:
+            bucket.finish()
+        self._scaler.step(bucket.optimizer)
+        bucket.optimizer.zero_grad()
+        bucket.finish = self._mixer.start(bucket.block, bucket.buffer, self._num_steps)
+
+    def _make_gradients_ready(self) -> None:
+        parameters = [parameter for bucket in self._buckets for parameter in bucket.parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self._scaler.unscale(gradients)
+        if self._max_grad_norm is not None:
+            clip_grads_with_norm_(parameters, self._max_grad_norm, get_total_norm(gradients))
+
+    @contextmanager
+    def averaged(self) -> Iterator[Average]:
+        """See :meth:`Strategy.averaged`. Averages that are under way go on; they hold copies."""
+        blocks = [bucket.block for bucket in self._buckets]
+        with standing_in(float_buffers(self._module)), standing_in(blocks) as distance:
+            yield Average(self._module, distance)
+
+    def communication_wait_s(self) -> float:
+        """See :meth:`Strategy.communication_wait_s`."""
+        return self._mixer.clock.take()

@@ -1,0 +1,60 @@
+"""What the training loop asks of a way to train with many workers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
+
+Objective = Callable[[Module, Tensor, Tensor], Tensor]
+"""``(module, images, targets) -> mean loss``, a scalar with a gradient, in the run's precision."""
+
+OptimizerFactory = Callable[[Iterable[tuple[str, Parameter]]], Optimizer]
+"""Named parameters to their optimizer; called once, or once for each bucket of parameters."""
+
+
+class Strategy(ABC):
+    """One way to train with many workers. Every method is collective."""
+
+    @abstractmethod
+    def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+        """Forward, backward and update on this worker's share of the global batch.
+
+        Args:
+            images: float32 ``[n, 3, height, width]``, ``n`` divisible by the number of accumulation steps.
+            targets: int64 ``[n]``.
+            lr: learning rate of this step.
+
+        Returns:
+            The mean loss, a scalar on the device without a gradient. Nothing waits for it.
+        """
+
+    @abstractmethod
+    def averaged(self) -> AbstractContextManager["Average"]:
+        """Put the average over all workers in the place of this worker's model, and take it back at the end.
+
+        Inside, parameters and float buffers are those of the average; after it they are bit for bit as before.
+        """
+
+    @abstractmethod
+    def communication_wait_s(self) -> float:
+        """Seconds that this worker's computation waited for averages since the last call; 0 where it is not known.
+
+        Waits for the device.
+        """
+
+
+class Average:
+    """The averaged model, while it stands in the worker's place.
+
+    Attributes:
+        module: the model, unwrapped.
+        consensus_distance: ``sqrt(mean_i |x_i - mean(x)|^2)`` over the workers' parameters (Kong et al. 2021,
+            arXiv 2102.04828); 0 where all are equal.
+    """
+
+    def __init__(self, module: Module, consensus_distance: float) -> None:
+        self.module = module
+        self.consensus_distance = consensus_distance

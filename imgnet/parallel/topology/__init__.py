@@ -1,0 +1,43 @@
+"""Who averages with whom, as pure data: no process group, no tensor, numpy only."""
+
+from imgnet.parallel.topology.analysis import (
+    SpectralGap,
+    Traffic,
+    bytes_per_step,
+    components,
+    is_connected,
+    rounds_to_consensus,
+    spectral_gap,
+)
+from imgnet.parallel.topology.registry import FAMILIES, build_topology, option_names
+from imgnet.parallel.topology.rounds import (
+    Group,
+    GroupRound,
+    NeighbourRound,
+    Neighbours,
+    Part,
+    Round,
+    Topology,
+    mixing_matrix,
+)
+
+__all__ = [
+    "FAMILIES",
+    "Group",
+    "GroupRound",
+    "NeighbourRound",
+    "Neighbours",
+    "Part",
+    "Round",
+    "SpectralGap",
+    "Topology",
+    "Traffic",
+    "build_topology",
+    "bytes_per_step",
+    "components",
+    "is_connected",
+    "mixing_matrix",
+    "option_names",
+    "rounds_to_consensus",
+    "spectral_gap",
+]

@@ -1,0 +1,1 @@
+"""Run directories made readable: tables and plots."""

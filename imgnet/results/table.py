@@ -1,0 +1,76 @@
+"""Tables in the terminal: one run, or several side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from imgnet.rundir import read_json
+
+
+def show_run(run_dir: Path, console: Console | None = None) -> None:
+    """Print how a run ended, where its results lie, and what to type next."""
+    console = console or Console()
+    summary = read_json(run_dir / "summary.json")
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("epochs", "top-1 %", "top-5 %", "distance between workers", "training s", "images/s"):
+        table.add_column(column, justify="right")
+    table.add_row(
+        _number(summary, "epoch", ".0f"),
+        _number(summary, "val_acc1", ".2f"),
+        _number(summary, "val_acc5", ".2f"),
+        _number(summary, "consensus_distance", ".3g"),
+        _number(summary, "train_time_s", ".1f"),
+        _number(summary, "images_per_s", ",.0f"),
+    )
+    console.print(table)
+    shown = display_path(run_dir)
+    console.print(f"results: {shown}", highlight=False, soft_wrap=True)
+    if (run_dir / "checkpoints" / "final.safetensors").is_file():
+        console.print(f"next:    imgnet plot {shown}", highlight=False, soft_wrap=True)
+
+
+def show_comparison(run_dirs: Sequence[Path], console: Console | None = None) -> None:
+    """Print one row for each run: what was chosen, and what came out."""
+    console = console or Console()
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("run")
+    for column in ("status", "epochs", "top-1 %", "best %", "distance", "training s", "images/s"):
+        table.add_column(column, justify="right")
+    for name, run_dir in zip(distinct_names(run_dirs), run_dirs, strict=True):
+        summary, run = read_json(run_dir / "summary.json"), read_json(run_dir / "run.json")
+        table.add_row(
+            name,
+            str(run.get("status", "not started")),
+            _number(summary, "epoch", ".0f"),
+            _number(summary, "val_acc1", ".2f"),
+            _number(summary, "best_acc1", ".2f"),
+            _number(summary, "consensus_distance", ".3g"),
+            _number(summary, "train_time_s", ".1f"),
+            _number(summary, "images_per_s", ",.0f"),
+        )
+    console.print(table)
+    paths = " ".join(display_path(path) for path in run_dirs)
+    console.print(f"next: imgnet plot {paths}", highlight=False, soft_wrap=True)
+
+
+def distinct_names(run_dirs: Sequence[Path]) -> list[str]:
+    """A name for each run: the overrides in which they differ, or the folder where there are none."""
+    overrides = [list(read_json(path / "run.json").get("overrides", [])) for path in run_dirs]
+    common = set(overrides[0]).intersection(*overrides) if overrides else set()
+    names = [" ".join(word for word in words if word not in common) for words in overrides]
+    return [name or display_path(path) for name, path in zip(names, run_dirs, strict=True)]
+
+
+def display_path(path: Path) -> str:
+    """A path as the user would type it from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _number(values: dict[str, Any], key: str, form: str) -> str:
+    value = values.get(key)
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,138 @@
+"""The run directory: what a run leaves behind, and how it is written so that no reader ever finds half a file.
+
+======================  =====================================================================================
+``.hydra/``             the composed configuration and the overrides
+``run.json``            command, commit, versions, hosts, workers, seed, start and end, ``status``, ``error``
+``metrics.csv``         one row for each epoch
+``steps.jsonl``         one row for each logged step
+``summary.json``        final and best metrics, training time, ``status``
+``checkpoints/``        exported models
+``logs/rank_<k>.log``   one for each worker; ``rank_<k>.exit.json`` where one ended badly
+======================  =====================================================================================
+"""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from imgnet.runtime import running_under_slurm
+
+STATUSES = ("running", "completed", "failed", "preempted")
+VERSIONS_OF = ("imgnet", "torch", "torchvision", "timm", "decent-dp", "hydra-core", "numpy")
+
+
+@dataclass(frozen=True)
+class ExitRecord:
+    """The last word of a worker that did not end well: it ``raised``, or was ``terminated`` by a signal."""
+
+    rank: int
+    how: str
+    time: float
+    """Seconds since 1970."""
+    error: str
+    """One line."""
+    traceback: str = ""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``; a crash leaves the old file or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def create(
+    run_dir: Path, composed: DictConfig, hydra: DictConfig | None, *, overrides: Sequence[str], seed: int, world_size: int
+) -> None:
+    """Make a new run directory with its configuration and a ``run.json`` that says ``running``. For one process."""
+    for folder in (run_dir / ".hydra", run_dir / "checkpoints", run_dir / "logs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (run_dir / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(composed), encoding="utf-8")
+    (run_dir / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)), encoding="utf-8")
+    if hydra is not None:
+        (run_dir / ".hydra" / "hydra.yaml").write_text(OmegaConf.to_yaml(hydra), encoding="utf-8")
+    write_run(
+        run_dir,
+        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        overrides=list(overrides),
+        commit=_git("rev-parse", "HEAD"),
+        dirty=bool(_git("status", "--porcelain")),
+        versions={name: version for name in VERSIONS_OF if (version := _version(name))},
+        python=platform.python_version(),
+        hosts=[socket.gethostname()],
+        slurm_job_id=running_under_slurm(),
+        world_size=world_size,
+        seed=seed,
+        start=now(),
+        end=None,
+        status="running",
+        error=None,
+    )
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in ``path``; empty where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_run(run_dir: Path, **changes: Any) -> None:
+    """Change some entries of ``run.json``."""
+    path = run_dir / "run.json"
+    write_atomically(path, json.dumps(read_json(path) | changes, indent=2) + "\n")
+
+
+def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
+    """Change some entries of ``summary.json``."""
+    path = run_dir / "summary.json"
+    write_atomically(path, json.dumps(read_json(path) | dict(summary), indent=2) + "\n")
+
+
+def finish(run_dir: Path, status: str, error: str | None = None) -> None:
+    """Say in ``run.json`` and ``summary.json`` how the run ended; the last word counts."""
+    assert status in STATUSES, status
+    write_run(run_dir, status=status, error=error, end=now())
+    write_summary(run_dir, {"status": status})
+
+
+def write_exit_record(run_dir: Path, record: ExitRecord) -> None:
+    """Leave a worker's last word where the launcher, and whoever looks later, finds it."""
+    write_atomically(run_dir / "logs" / f"rank_{record.rank}.exit.json", json.dumps(asdict(record), indent=2) + "\n")
+
+
+def read_exit_records(run_dir: Path) -> dict[int, ExitRecord]:
+    """The last words of the workers, by rank."""
+    records = [ExitRecord(**read_json(path)) for path in (run_dir / "logs").glob("rank_*.exit.json")]
+    return {record.rank: record for record in sorted(records, key=lambda record: record.rank)}

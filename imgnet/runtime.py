@@ -1,0 +1,195 @@
+"""Who this process is among the workers, and what it runs on. The only reader of the process environment.
+
+torch is imported inside functions, because a command that is refused should not wait for it.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+SLURM_RENDEZVOUS_PORTS = range(20000, 30000)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The place of a worker in its job, as its launcher states it. Ranks of a node are contiguous."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @property
+    def node(self) -> int:
+        """Index of this worker's node, from 0."""
+        return self.rank // self.local_world_size
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A worker that has joined its process group."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: "torch.device"
+    num_threads: int
+    """This worker's share of the cores that its node lends to the job."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone writes what the run has in common."""
+        return self.rank == 0
+
+
+def placement_from_environment(environment: Mapping[str, str] | None = None) -> Placement | None:
+    """The place that ``torchrun`` or ``srun`` gave to this process, or None where nobody did.
+
+    ``srun`` counts only for a step of several tasks: in a batch script, or under ``srun -n1``, the command starts its
+    own workers as on any machine.
+
+    Raises:
+        ValueError: ranks of a node are not contiguous, or nodes hold different numbers of workers.
+    """
+    env = os.environ if environment is None else environment
+    if "RANK" in env and "WORLD_SIZE" in env:
+        world_size = int(env["WORLD_SIZE"])
+        return _checked(
+            Placement(
+                rank=int(env["RANK"]),
+                world_size=world_size,
+                local_rank=int(env.get("LOCAL_RANK", env["RANK"])),
+                local_world_size=int(env.get("LOCAL_WORLD_SIZE", world_size)),
+            )
+        )
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in env:
+        per_node = env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"])
+        counts = set(re.sub(r"\(x\d+\)", "", per_node).split(","))
+        if len(counts) > 1:
+            raise ValueError(f"srun gives nodes different numbers of tasks ({per_node}); use --ntasks-per-node")
+        return _checked(
+            Placement(
+                rank=int(env["SLURM_PROCID"]),
+                world_size=int(env["SLURM_STEP_NUM_TASKS"]),
+                local_rank=int(env["SLURM_LOCALID"]),
+                local_world_size=int(counts.pop()),
+            )
+        )
+    return None
+
+
+def _checked(placement: Placement) -> Placement:
+    if placement.rank % placement.local_world_size != placement.local_rank:
+        raise ValueError(
+            f"rank {placement.rank} has local rank {placement.local_rank} of {placement.local_world_size}: "
+            "the ranks of a node must be contiguous (srun --distribution=block)"
+        )
+    return placement
+
+
+def visible_gpus() -> int:
+    """GPUs that this process may use, counted without the driver: NVIDIA's device files and ``CUDA_VISIBLE_DEVICES``."""
+    files = sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in Path("/dev").glob("nvidia*"))
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return files
+    return min(files, len([device for device in chosen.split(",") if device.strip() not in ("", "-1")]))
+
+
+def available_cores() -> int:
+    """Cores that this process may run on (its affinity mask, which Slurm and containers set)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def running_under_slurm() -> str | None:
+    """The id of the Slurm job around this process, if there is one."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def shows_full_errors() -> bool:
+    """Whether the user asked for Python tracebacks of refused commands (Hydra's own switch)."""
+    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+
+
+def leave_errors_to_us() -> None:
+    """Make Hydra raise what it would print, so that a refused command gets one line and no traceback."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+
+
+def prefer_loopback() -> None:
+    """Keep the sockets of gloo and NCCL on this machine. For jobs of one node that this package starts."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    # torch's agent would offer its own store to the workers, and that listens on every interface.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+
+
+def share_threads(num_threads: int) -> None:
+    """Bound the thread pools of libraries that this process, and those it starts, load from now on."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, str(num_threads))
+
+
+@contextmanager
+def joined(placement: Placement, use_gpu: bool, store_file: Path | None, timeout_min: float = 10.0) -> Iterator[Runtime]:
+    """Join the process group of this job, and leave it at the end. Collective.
+
+    Args:
+        placement: where this worker stands.
+        use_gpu: one GPU for each worker and NCCL; the CPU and gloo where false.
+        store_file: the file through which workers of one machine find each other; None: ``MASTER_ADDR`` and
+            ``MASTER_PORT``, which ``torchrun`` sets and which follow from the job under ``srun``.
+        timeout_min: how long a collective may wait for a missing worker.
+    """
+    import torch
+    import torch.distributed as dist
+
+    num_threads = max(1, available_cores() // placement.local_world_size)
+    torch.set_num_threads(num_threads)
+    device = torch.device("cuda", placement.local_rank) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    if store_file is None:
+        _name_the_first_host(placement)
+    dist.init_process_group(
+        backend="nccl" if use_gpu else "gloo",
+        store=None if store_file is None else dist.FileStore(str(store_file), placement.world_size),
+        rank=placement.rank,
+        world_size=placement.world_size,
+        timeout=timedelta(minutes=timeout_min),
+        device_id=device if use_gpu else None,
+    )
+    try:
+        yield Runtime(
+            placement.rank,
+            placement.world_size,
+            placement.local_rank,
+            placement.local_world_size,
+            device,
+            num_threads,
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def _name_the_first_host(placement: Placement) -> None:
+    """``srun`` names no meeting point: take the job's first host, and a port that follows from the job and step."""
+    if "MASTER_ADDR" in os.environ:
+        return
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    hosts = SlurmJobEnvironment().hostnames
+    os.environ["MASTER_ADDR"] = "127.0.0.1" if placement.world_size == placement.local_world_size else hosts[0]
+    step = 100 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ.get("SLURM_STEP_ID", "0"))
+    os.environ["MASTER_PORT"] = str(SLURM_RENDEZVOUS_PORTS[step % len(SLURM_RENDEZVOUS_PORTS)])
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(placement.rank), str(placement.world_size)

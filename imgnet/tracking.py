@@ -1,0 +1,247 @@
+"""What a run tells while it goes on: files in its directory, a line or a bar in the terminal, Weights & Biases."""
+
+import csv
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from io import TextIOWrapper
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from imgnet import rundir
+from imgnet.config import RunConfig, TrackingConfig, WandbMode
+from imgnet.runtime import Runtime
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "train_loss",
+    "val_loss",
+    "val_acc1",
+    "val_acc5",
+    "train_time_s",
+    "images_per_s",
+    "consensus_distance",
+    "lr",
+    "eval_time_s",
+)
+"""Columns of ``metrics.csv``. Accuracies in percent, times in seconds, images per second of all workers together."""
+
+log = logging.getLogger("imgnet")
+
+
+class Tracker:
+    """Rank 0 writes; on the other ranks every method does nothing.
+
+    Args:
+        config: the run.
+        runtime: this worker.
+        run_dir: where the files go.
+        steps_per_epoch: optimizer steps in an epoch.
+    """
+
+    def __init__(self, config: RunConfig, runtime: Runtime, run_dir: Path, steps_per_epoch: int) -> None:
+        self._main = runtime.is_main
+        self._run_dir = run_dir
+        self._epochs = config.epochs
+        self._batch = config.global_batch_size
+        self._best_acc1: float | None = None
+        self._last_log = time.perf_counter(), 0
+        if not self._main:
+            return
+        self._metrics = _open_appending(run_dir / "metrics.csv")
+        self._writer = csv.DictWriter(self._metrics, COLUMNS)
+        self._writer.writeheader()
+        self._steps = _open_appending(run_dir / "steps.jsonl")
+        self._display = _display(config, steps_per_epoch)
+        self._wandb = start_wandb(config.tracking, asdict(config), run_dir, config.name)
+
+    def __enter__(self) -> Self:
+        """Show that the run has begun."""
+        if self._main:
+            self._display.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close what is open, also when the run failed."""
+        if not self._main:
+            return
+        self._display.stop()
+        self._metrics.close()
+        self._steps.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=1 if kind else 0)
+
+    def advance(self) -> None:
+        """Count one optimizer step. Waits for nothing."""
+        if self._main:
+            self._display.advance()
+
+    def log_step(
+        self, *, epoch: int, step: int, loss: float, lr: float, data_wait_s: float, communication_wait_s: float
+    ) -> None:
+        """Write the row of a logged step. Times are means over the steps since the last one, of rank 0.
+
+        Args:
+            epoch: from 1.
+            step: optimizer steps made so far.
+            loss: rank 0's training loss.
+            lr: learning rate.
+            data_wait_s: seconds that rank 0 waited for batches since the last logged step.
+            communication_wait_s: seconds that it waited for averages since then.
+        """
+        if not self._main:
+            return
+        now, (then, last_step) = time.perf_counter(), self._last_log
+        num_steps = step - last_step
+        self._last_log = now, step
+        seconds = (now - then) / num_steps
+        row = {
+            "epoch": epoch,
+            "step": step,
+            "loss": loss,
+            "lr": lr,
+            "step_s": seconds,
+            "data_s": data_wait_s / num_steps,
+            "communication_s": communication_wait_s / num_steps,
+            "images_per_s": self._batch / seconds,
+        }
+        row["compute_s"] = row["step_s"] - row["data_s"] - row["communication_s"]
+        self._steps.write(json.dumps(row) + "\n")
+        self._display.show_step(row)
+        if self._wandb is not None:
+            self._wandb.log({f"step/{key}": value for key, value in row.items()}, step=step)
+
+    def end_epoch(self, row: Mapping[str, float]) -> None:
+        """Write the row of an epoch, and bring ``summary.json`` up to date."""
+        if not self._main:
+            return
+        self._writer.writerow(row)
+        self._metrics.flush()
+        if "val_acc1" in row:
+            self._best_acc1 = max(row["val_acc1"], self._best_acc1 or 0.0)
+        summary = dict(row) | {"best_acc1": self._best_acc1, "status": "running"}
+        rundir.write_summary(self._run_dir, summary)
+        self._display.show_epoch(row)
+        log.info("epoch %d/%d %s", row["epoch"], self._epochs, json.dumps(dict(row)))
+        if self._wandb is not None:
+            self._wandb.log(dict(row), step=int(row["step"]))
+        # An evaluation is no part of the next step's time.
+        self._last_log = time.perf_counter(), int(row["step"])
+
+
+def _open_appending(path: Path) -> TextIOWrapper:
+    return path.open("a", encoding="utf-8", buffering=1, newline="")
+
+
+class LineDisplay:
+    """One plain line for each epoch: for logs, pipes and batch jobs."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._epochs = config.epochs
+
+    def start(self) -> None:
+        """Nothing to show yet."""
+
+    def stop(self) -> None:
+        """Nothing to put away."""
+
+    def advance(self) -> None:
+        """A step is not worth a line."""
+
+    def show_step(self, row: Mapping[str, float]) -> None:
+        """A logged step is in ``steps.jsonl``."""
+
+    def show_epoch(self, row: Mapping[str, float]) -> None:
+        """Print one line."""
+        print(describe_epoch(row, self._epochs), flush=True)
+
+
+class BarDisplay:
+    """A progress bar with loss, images per second and time left, and a line for each epoch above it."""
+
+    def __init__(self, config: RunConfig, num_steps: int) -> None:
+        self._epochs = config.epochs
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(),
+            refresh_per_second=4,
+        )
+        self._task = self._progress.add_task("steps", total=num_steps, status="")
+
+    def start(self) -> None:
+        """Show the bar."""
+        self._progress.start()
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+    def advance(self) -> None:
+        """Move the bar by a step; it is drawn by a thread of its own."""
+        self._progress.advance(self._task)
+
+    def show_step(self, row: Mapping[str, float]) -> None:
+        """Renew the loss and the speed beside the bar."""
+        self._progress.update(self._task, status=f"loss {row['loss']:.3f}, {row['images_per_s']:,.0f} images/s")
+
+    def show_epoch(self, row: Mapping[str, float]) -> None:
+        """Print one line above the bar."""
+        self._progress.console.print(describe_epoch(row, self._epochs), highlight=False)
+
+
+def _display(config: RunConfig, steps_per_epoch: int) -> LineDisplay | BarDisplay:
+    planned = config.epochs * steps_per_epoch
+    if config.tracking.progress and sys.stdout.isatty():
+        return BarDisplay(config, min(planned, config.max_steps or planned))
+    return LineDisplay(config)
+
+
+def describe_epoch(row: Mapping[str, float], epochs: int) -> str:
+    """One line about an epoch."""
+    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", f"train_loss {row['train_loss']:.4f}"]
+    if "val_acc1" in row:
+        parts += [f"val_loss {row['val_loss']:.4f}", f"val_acc1 {row['val_acc1']:.2f} %"]
+        parts += [f"distance {row['consensus_distance']:.3g}"]
+    parts += [f"{row['images_per_s']:,.0f} images/s", f"{row['train_time_s']:.1f} s"]
+    return "  ".join(parts)
+
+
+def start_wandb(tracking: TrackingConfig, config: dict[str, Any], run_dir: Path, name: str) -> Any:
+    """A run of Weights & Biases, or None where ``tracking.wandb=disabled``.
+
+    ``auto`` is online where this user is logged in. Its files go to ``<run_dir>/wandb``; ``wandb sync`` sends an
+    offline run later. The API key stays where wandb keeps it.
+
+    Raises:
+        ModuleNotFoundError: wandb is not installed.
+    """
+    if tracking.wandb is WandbMode.disabled:
+        return None
+    import wandb
+
+    mode = tracking.wandb.value
+    if tracking.wandb is WandbMode.auto:
+        mode = "online" if wandb.api.api_key else "offline"
+    return wandb.init(
+        project=tracking.project,
+        entity=tracking.entity,
+        name=name,
+        dir=run_dir,
+        mode=mode,
+        config=json.loads(json.dumps(config, default=lambda value: value.value)),
+    )

@@ -1,0 +1,28 @@
+"""Compose a run from ``conf/``, check it, and train: ``python run.py topology=ring cluster=local``.
+
+The route to the training loop: ``main`` -> ``imgnet.launch.launch`` -> ``imgnet.train.run`` on every worker.
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from imgnet.config import register_schemas
+from imgnet.launch import launch
+from imgnet.launch.refusal import one_line_errors
+
+register_schemas()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> float | None:
+    """Carry out one composed run; for a sweep Hydra calls this once for each (``hydra_plugins/``).
+
+    Returns:
+        The last validation top-1 accuracy in percent, for sweepers that search.
+    """
+    return launch(config)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

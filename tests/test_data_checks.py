@@ -1,0 +1,131 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from imgnet.config import DataConfig, DataKind
+from imgnet.data.checks import known_num_train, problems
+from imgnet.data.digits import NUM_TRAIN
+
+SYNTHETIC = DataConfig(
+    name="synthetic",
+    kind=DataKind.synthetic,
+    num_classes=10,
+    train_px=32,
+    eval_px=32,
+    eval_resize_px=40,
+    mean=[0.5, 0.5, 0.5],
+    std=[0.5, 0.5, 0.5],
+    num_train=100,
+    num_val=50,
+)
+DIGITS = replace(SYNTHETIC, kind=DataKind.digits, root="data/none-yet", num_train=None, num_val=None)
+FOLDER = replace(DIGITS, kind=DataKind.folder, root="/no/such/folder")
+
+
+def test_nothing_is_wrong_with_good_data():
+    assert problems(SYNTHETIC) == []
+    assert problems(DIGITS) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"train_px": 0}, "data.train_px=0 must be 1 or more pixels"),
+        ({"eval_px": -1}, "data.eval_px=-1 must be 1 or more pixels"),
+        (
+            {"eval_px": 41},
+            "data.eval_px=41 must not exceed data.eval_resize_px=40, the shorter side of the image that it is cut from",
+        ),
+        ({"num_classes": 1}, "data.num_classes=1 must be 2 or more"),
+        (
+            {"num_workers": -1},
+            "data.num_workers=-1 must be 0 (decode in the training process) or more, or null",
+        ),
+        (
+            {"crop_scale": [0.0, 1.0]},
+            "data.crop_scale=[0,1] must be two shares of the area, 0 < smallest <= largest <= 1",
+        ),
+        (
+            {"crop_scale": [0.5, 0.08]},
+            "data.crop_scale=[0.5,0.08] must be two shares of the area, 0 < smallest <= largest <= 1",
+        ),
+        (
+            {"crop_scale": [0.5]},
+            "data.crop_scale=[0.5] must be two shares of the area, 0 < smallest <= largest <= 1",
+        ),
+        (
+            {"crop_ratio": [0.75, float("nan")]},
+            "data.crop_ratio=[0.75,nan] must be two ratios of width to height, 0 < smallest <= largest",
+        ),
+        (
+            {"crop_ratio": [-1.0, 1.0]},
+            "data.crop_ratio=[-1,1] must be two ratios of width to height, 0 < smallest <= largest",
+        ),
+        ({"flip_probability": 1.5}, "data.flip_probability=1.5 must be from 0 to 1"),
+        ({"mean": [0.5]}, "data.mean=[0.5] must be three numbers: red, green, blue"),
+        ({"std": [0.5, 0.5, 0.0]}, "data.std=[0.5,0.5,0] must be three numbers above 0: red, green, blue"),
+        (
+            {"num_train": None},
+            "data.num_train=null must be 1 or more: data.kind=synthetic has as many images as it is told",
+        ),
+        ({"num_val": 0}, "data.num_val=0 must be 1 or more: data.kind=synthetic has as many images as it is told"),
+    ],
+)
+def test_each_problem_names_key_value_and_remedy(changes, line):
+    assert problems(replace(SYNTHETIC, **changes)) == [line]
+
+
+def test_all_problems_are_told_at_once():
+    assert len(problems(replace(SYNTHETIC, train_px=0, std=[], num_val=None, num_workers=-3))) == 4
+
+
+def test_counts_are_for_synthetic_images():
+    (line,) = problems(replace(DIGITS, num_train=5))
+    assert line == "data.num_train=5 is for data.kind=synthetic only; data.kind=digits counts its files"
+
+
+def test_a_root_is_needed_and_explained():
+    assert problems(replace(DIGITS, root=None)) == [
+        "data.root is not set, but data.kind=digits needs a folder; "
+        "the digits are written there once, such as data.root=data/digits"
+    ]
+    assert problems(replace(FOLDER, root=None)) == [
+        "data.root is not set, but data.kind=folder needs a folder; "
+        "it must hold train/<class>/* and val/<class>/*, as ImageNet has them"
+    ]
+
+
+def test_a_missing_folder_is_refused():
+    (line,) = problems(FOLDER)
+    assert line.startswith("data.root=/no/such/folder is not a folder")
+
+
+def test_the_classes_of_a_folder_are_counted(tmp_path):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+    assert problems(replace(FOLDER, root=str(tmp_path), num_classes=2)) == []
+    assert problems(replace(FOLDER, root=str(tmp_path), num_classes=3)) == [
+        f"{tmp_path}/train has 2 class folders, but data.num_classes=3",
+        f"{tmp_path}/val has 2 class folders, but data.num_classes=3",
+    ]
+
+
+def test_digits_have_ten_classes_and_a_folder_of_their_own(tmp_path):
+    assert problems(replace(DIGITS, num_classes=1000)) == ["data.num_classes=1000 must be 10 with data.kind=digits"]
+    assert problems(replace(DIGITS, root=str(tmp_path))) == [
+        f"data.root={tmp_path} exists and does not hold the digits: remove it, or name a new folder"
+    ]
+
+
+def test_the_number_of_training_images_is_known_where_it_can_be():
+    assert known_num_train(DIGITS) == NUM_TRAIN
+    assert known_num_train(SYNTHETIC) == 100
+    assert known_num_train(FOLDER) is None
+
+
+def test_checks_do_not_wait_for_torch():
+    code = "import sys, imgnet.data.checks; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
