@@ -8,7 +8,7 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-RunDirs = Annotated[list[Path], typer.Argument(help="Run directories, such as multirun_outputs/<date>/<time>/0.")]
+Runs = Annotated[list[Path], typer.Argument(help="Run directories, or the folders of sweeps.")]
 
 
 @app.callback()
@@ -17,7 +17,7 @@ def main() -> None:
 
 
 @app.command()
-def compare(runs: RunDirs) -> None:
+def compare(runs: Runs) -> None:
     """Print one row for each run: what was chosen, and what came out."""
     from imgnet.results.table import show_comparison
 
@@ -26,7 +26,7 @@ def compare(runs: RunDirs) -> None:
 
 @app.command()
 def plot(
-    runs: RunDirs,
+    runs: Runs,
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture: .png, .pdf or .svg.")] = Path("curves.png"),
 ) -> None:
     """Draw accuracy over epochs and over time, and the distance between workers."""
@@ -39,10 +39,14 @@ def plot(
     typer.echo(f"drawn: {out}")
 
 
-def _existing(runs: list[Path]) -> list[Path]:
-    for run in runs:
-        if not (run / "run.json").is_file():
-            _refuse(f"{run}: no run directory (it has no run.json)")
+def _existing(paths: list[Path]) -> list[Path]:
+    """The run directories that a user named, those in a sweep's folder included."""
+    runs: list[Path] = []
+    for path in paths:
+        found = [path] if (path / "run.json").is_file() else [file.parent for file in path.glob("*/run.json")]
+        if not found:
+            _refuse(f"{path}: no run directory, and no sweep that holds some (there is no run.json)")
+        runs += sorted(found, key=lambda run: (run.parent, len(run.name), run.name))
     return runs
 
 

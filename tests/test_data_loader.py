@@ -267,7 +267,8 @@ def test_an_image_that_cannot_be_read_is_named(config, tmp_path, num_workers, da
     assert message.startswith(f"cannot read the image {tmp_path}/val/class1/image.JPEG: ")
     assert reason in message
     assert "\n" not in message
-    loader.close()
+    loader.close()  # at once, although `caught` still holds the traceback and with it the pass
+    assert multiprocessing.active_children() == []
 
 
 def test_too_large_a_batch_is_refused(config):

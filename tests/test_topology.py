@@ -55,13 +55,16 @@ def check_doubly_stochastic(topology: Topology) -> None:
 
 @pytest.mark.parametrize("name", NAMED)
 def test_every_layout_mixes_or_is_refused(name):
+    last = ()
     for size, local in LAYOUTS:
         topology = build_or_none(name, size, local)
         if topology is None:
             continue
         assert (topology.name, topology.world_size) == (name, size)
-        check_doubly_stochastic(topology)
-        assert is_connected(topology.rounds, size)
+        if topology.rounds != last:  # many families do not depend on the division into nodes
+            check_doubly_stochastic(topology)
+            assert is_connected(topology.rounds, size)
+            last = topology.rounds
         if size == 1:
             assert all(round_.is_idle for round_ in topology.rounds)
             assert topology.plan(0) == (None,)
@@ -263,13 +266,13 @@ def test_rounds_to_consensus():
 
 
 def test_a_consensus_that_takes_several_periods_is_exact_too():
-    """The three rounds are not exact, but the third and the first together are the one that the second lacks."""
+    """The third round of one period and the first of the next together are what the second lacks."""
 
     def pairs(*groups: tuple[int, ...]) -> GroupRound:
         return GroupRound(tuple(Group(ranks, 1 / len(ranks)) for ranks in groups))
 
     rounds = (pairs((0, 1), (2,), (3,)), pairs((0, 2), (1, 3)), pairs((0,), (1,), (2, 3)))
-    assert rounds_to_consensus(rounds, 4) == 5
+    assert rounds_to_consensus(rounds, 4) == 4
     assert spectral_gap(rounds, 4) == (1.0, 1.0)
 
 
@@ -320,6 +323,7 @@ def test_any_topology_keeps_the_mean_and_never_spreads(name, nodes, local, every
         (("exp", 4, 2), {"seed": 1}, "topology=exp has no option seed; it has every"),
         (("random", 4, 2), {"seed": -1}, "topology=random has seed=-1; it must be 0 or more"),
         (("random", 4, 2), {"num_rounds": 0}, "topology=random has num_rounds=0; it must be 1 or more"),
+        (("random", 4, 2), {"num_rounds": 1}, "num_rounds=1 leaves workers unconnected; draw more rounds"),
         (("grid", 12, 4), {"num_rows": 5}, r"num_rows=5; with 12 workers it must be one of \[1, 2, 3, 4, 6, 12\]"),
         (("alternating-exp-ring", 4, 4), {}, "topology=alternating-exp-ring needs 2 or more nodes; cluster has 1"),
         (("alternating-exp-ring", 4, 1), {}, "needs 2 or more workers per node; cluster has 1"),

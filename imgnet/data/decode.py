@@ -16,6 +16,7 @@ import torchvision.io  # loads the operators of torch.ops.image
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from imgnet.data.augment import center_boxes, crop_boxes, flips
 from imgnet.data.backend import Backend, Batch, BatchKey, Normalizer, layout
@@ -114,6 +115,7 @@ class DecodingBackend(Backend):
         self._memory_format = layout(channels_last)
         self._device = device
         self._keys = _Keys()
+        self._processes: _MultiProcessingDataLoaderIter | None = None
         with _expected_warnings():
             self._loader: DataLoader[_Made] | None = DataLoader(
                 _Batches(source, view),
@@ -142,14 +144,20 @@ class DecodingBackend(Backend):
         self._keys.current = keys
         with _expected_warnings():
             made_in_order = iter(self._loader)
+        if isinstance(made_in_order, _MultiProcessingDataLoaderIter):
+            self._processes = made_in_order
         for made in made_in_order:
             if isinstance(made, ImageError):
                 raise made
             yield self._on_device(*made)
 
     def close(self) -> None:
-        """End the decoding processes."""
-        self._loader = None
+        """End the decoding processes, after the batch that each of them is at. Called before an error leaves the run."""
+        if self._processes is not None:
+            # A private method, but the public way is to drop the last reference, and the traceback of an error holds one.
+            # The garbage collector then comes too late to tell the processes, and waits five seconds for each.
+            self._processes._shutdown_workers()
+        self._processes = self._loader = None
 
     def _on_device(self, pixels: Tensor, targets: Tensor) -> Batch:
         # Bytes travel, because floats would be four times as many.

@@ -6,6 +6,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 
 from imgnet.config import RunConfig
@@ -34,16 +35,14 @@ def run_workers(config: RunConfig, run_dir: Path, layout: Layout) -> None:
     """
     prefer_loopback()
     share_threads(max(1, available_cores() // layout.workers_per_node))
-    multiprocessing.set_forkserver_preload(["__main__", "imgnet.launch.worker"])
+    _start_importing()
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from imgnet.launch.worker import work
 
-    # The agent repeats at length what the exit records say once.
-    logging.getLogger("torch").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="imgnet-") as folder, _signals_restored():
+    with tempfile.TemporaryDirectory(prefix="imgnet-") as folder, _signals_restored(), _quiet():
         settings = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -65,6 +64,12 @@ def run_workers(config: RunConfig, run_dir: Path, layout: Layout) -> None:
             raise KeyboardInterrupt(error.sigval.name) from None
 
 
+def _start_importing() -> None:
+    """Have the process that workers are forked from import torch while this one does the same."""
+    multiprocessing.set_forkserver_preload(["__main__", "imgnet.launch.preload"])
+    forkserver.ensure_running()
+
+
 @contextmanager
 def _signals_restored() -> Iterator[None]:
     """The agent replaces signal handlers and leaves them so."""
@@ -74,6 +79,16 @@ def _signals_restored() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The agent repeats at length what the exit records say once."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def root_cause(run_dir: Path, world_size: int, exit_codes: dict[int, int]) -> RunFailed:

@@ -61,7 +61,7 @@ def _run_here(config: RunConfig, run_dir: Path, layout: Layout) -> None:
 
 def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement: Placement, layout: Layout) -> None:
     """Be the worker that torchrun or srun made of this process."""
-    from imgnet.launch.worker import exit_record, leave_a_word_on_signals, write_to_log
+    from imgnet.launch.worker import exit_record, leave_a_word_when_ended, write_to_log
     from imgnet.parallel.collectives import agree
     from imgnet.runtime import joined
     from imgnet.train import run
@@ -71,7 +71,7 @@ def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement
             _create(run_dir, composed, config, layout)
         run_dir = Path(agree(str(run_dir)))
         write_to_log(run_dir, runtime.rank)
-        leave_a_word_on_signals(run_dir, runtime.rank)
+        leave_a_word_when_ended(run_dir, runtime.rank)
         try:
             with exit_record(run_dir, runtime.rank):
                 run(config, runtime, run_dir)

@@ -1,7 +1,7 @@
 """A worker process, from its first to its last moment: its log, its signals, and what it says when it fails."""
 
-import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -10,26 +10,25 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import connection
 from pathlib import Path
 
 from imgnet.config import RunConfig
-from imgnet.rundir import ExitRecord, write_exit_record
+from imgnet.rundir import ExitRecord, finish, write_exit_record
 from imgnet.runtime import joined, placement_from_environment
 from imgnet.train import run
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PR_SET_PDEATHSIG = 1
 
 
 def work(config: RunConfig, run_dir: Path, store_file: Path, use_gpu: bool) -> None:
     """A worker that this package's launcher started. Never returns: the process ends with the run."""
     os.setsid()  # a terminal's Ctrl-C reaches the launcher alone, which then ends its workers in order
-    _end_with_the_launcher()
     placement = placement_from_environment()
     assert placement is not None, "the elastic agent states a rank"
     logging.captureWarnings(capture=True)
     write_to_log(run_dir, placement.rank)
-    leave_a_word_on_signals(run_dir, placement.rank)
+    leave_a_word_when_ended(run_dir, placement.rank)
     status = 1
     try:
         with exit_record(run_dir, placement.rank), joined(placement, use_gpu, store_file) as runtime:
@@ -41,12 +40,6 @@ def work(config: RunConfig, run_dir: Path, store_file: Path, use_gpu: bool) -> N
         _flush()
         if status:
             os._exit(status)  # a broken process group can hold up an orderly exit for minutes
-
-
-def _end_with_the_launcher() -> None:
-    """Ask Linux to end this process when its parent dies, so that a killed launcher leaves no orphan behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def write_to_log(run_dir: Path, rank: int) -> None:
@@ -64,19 +57,25 @@ def write_to_log(run_dir: Path, rank: int) -> None:
             os.dup2(handler.stream.fileno(), stream)
 
 
-def leave_a_word_on_signals(run_dir: Path, rank: int) -> None:
-    """End at once on a signal, from a thread of our own: the main thread may be inside a collective for minutes."""
+def leave_a_word_when_ended(run_dir: Path, rank: int) -> None:
+    """End at once on a signal or when the launcher dies, and say so.
+
+    A thread of our own waits for it, since the main thread may be inside a collective for minutes.
+    """
     reading, writing = os.pipe2(os.O_NONBLOCK)
-    os.set_blocking(reading, True)
     for number in ENDING_SIGNALS:
         signal.signal(number, lambda _number, _frame: None)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    launcher = multiprocessing.parent_process()
+    sentinels = [reading] if launcher is None else [reading, launcher.sentinel]
 
     def wait() -> None:
-        number = os.read(reading, 1)[0]
-        name = signal.Signals(number).name
-        record = ExitRecord(rank, "terminated", time.time(), f"ended by {name}")
-        write_exit_record(run_dir, record)
+        ready = connection.wait(sentinels)
+        number = os.read(reading, 1)[0] if reading in ready else 0
+        error = f"ended by {signal.Signals(number).name}" if number else "the launcher was killed"
+        write_exit_record(run_dir, ExitRecord(rank, "terminated", time.time(), error))
+        if rank == 0:
+            finish(run_dir, "failed", error)  # the launcher, where it lives, knows better and has the last word
         _flush()
         os._exit(128 + number)
 

@@ -21,16 +21,16 @@ from imgnet.optim.kernels import add_scaled, amp_tensors, copy, params_with_grad
 class QuasiGlobalSGD(Optimizer):
     """The local part of QG-DSGDm for an engine that averages after one update and mixes in just before the next.
 
-    ``step`` is called when the parameters hold x_t, the result of the last averaging (of the last update without an
-    averaging), and it leaves x_{t+1/2}, which is averaged next. It therefore sees x_{t+1} one call later; only then
-    does it form d_t, from the x_t and lr_t that it kept. Each call does, in this order, with x the parameters as they
-    are
+    ``step`` is called when the parameters hold x_t, the result of the last averaging (of the last update where there was
+    none), and it leaves x_{t+1/2}, which is averaged next. It sees x_{t+1} one call later, and only then forms d_t, from
+    the x_t and lr_t that it kept. Each call does, in this order, with x the parameters as they are:
 
-        d = (kept_x - x) / kept_lr;   m = mu * m + (1 - mu) * d        (m = 0 in the first call, and d = 0 where
-        kept_lr = 0) kept_x = x;   kept_lr = lr x -= lr * (beta * m + g),   where g is the gradient plus weight_decay
-        * x
+        d = (kept_x - x) / kept_lr       (0 in the first call, and where kept_lr = 0)
+        m = mu * m + (1 - mu) * d
+        kept_x = x;  kept_lr = lr
+        x -= lr * (beta * m + g)         (g: the gradient plus weight_decay * x)
 
-    which is the published recursion in x_t exactly, whatever the matrix of each round. One thing may differ, and is the
+    This is the published recursion in x_t exactly, whatever the matrix of each round. One thing may differ, and is the
     engine's: an engine that averages behind the next forward pass computes g_t at the parameters before that averaging,
     x_{t-1/2}, rather than at x_t. With ``nesterov`` the update is ``g + beta * (beta * m + g)`` (QG-DSGDm-N).
 

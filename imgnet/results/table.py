@@ -13,7 +13,7 @@ from imgnet.rundir import read_json
 
 def show_run(run_dir: Path, console: Console | None = None) -> None:
     """Print how a run ended, where its results lie, and what to type next."""
-    console = console or Console()
+    console = console or _console()
     summary = read_json(run_dir / "summary.json")
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("epochs", "top-1 %", "top-5 %", "distance between workers", "training s", "images/s"):
@@ -35,7 +35,7 @@ def show_run(run_dir: Path, console: Console | None = None) -> None:
 
 def show_comparison(run_dirs: Sequence[Path], console: Console | None = None) -> None:
     """Print one row for each run: what was chosen, and what came out."""
-    console = console or Console()
+    console = console or _console()
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("run")
     for column in ("status", "epochs", "top-1 %", "best %", "distance", "training s", "images/s"):
@@ -53,8 +53,15 @@ def show_comparison(run_dirs: Sequence[Path], console: Console | None = None) ->
             _number(summary, "images_per_s", ",.0f"),
         )
     console.print(table)
-    paths = " ".join(display_path(path) for path in run_dirs)
-    console.print(f"next: imgnet plot {paths}", highlight=False, soft_wrap=True)
+    folders = sorted({path.parent for path in run_dirs})
+    shown = " ".join(display_path(path) for path in (folders if len(folders) == 1 else run_dirs))
+    console.print(f"next: imgnet plot {shown}", highlight=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    console = Console()
+    # Without a terminal rich assumes 80 columns and cuts words; a log or a pipe has no width.
+    return console if console.is_terminal else Console(width=160)
 
 
 def distinct_names(run_dirs: Sequence[Path]) -> list[str]:

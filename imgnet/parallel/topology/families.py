@@ -9,6 +9,7 @@ from math import isqrt
 
 import numpy as np
 
+from imgnet.parallel.topology.analysis import is_connected
 from imgnet.parallel.topology.rounds import GroupRound, NeighbourRound, Round, neighbour_round, uniform
 
 Rounds = tuple[Round, ...]
@@ -81,11 +82,11 @@ def static_ring(layout: Layout, *, self_weight: float | None = None) -> Rounds:
 def exp(layout: Layout) -> Rounds:
     """One-peer exponential graph: exact consensus in as many rounds as the world size has prime factors.
 
-    For 2^k workers round i pairs the ranks that differ in bit i, which are ``decent_dp``'s ``one-peer-exp`` pairs.
-    Otherwise ranks are written in mixed radix, with the prime factors ascending, and round i averages groups of ranks
-    that differ in digit i alone: the averages of digits commute and together are the average of all. (One-peer
-    exponential graphs: Ying et al., NeurIPS 2021; the factors: Takezawa et al., "Beyond exponential graph", NeurIPS
-    2023.)
+    For 2^k workers round i pairs the ranks that differ in bit i alone, as ``decent_dp``'s ``one-peer-exp`` does: it
+    pairs each free rank r in turn with r + 2^i, which never wraps around. Otherwise ranks are written in mixed radix,
+    with the prime factors ascending, and round i averages groups of ranks that differ in digit i alone: the averages
+    of digits commute and together are the average of all. (One-peer exponential graphs: Ying et al., NeurIPS 2021;
+    the factors: Takezawa et al., "Beyond exponential graph", NeurIPS 2023.)
     """
     return tuple(GroupRound(tuple(map(uniform, groups))) for groups in digit_groups(layout.world_size))
 
@@ -168,7 +169,10 @@ def random(layout: Layout, *, seed: int = 0, num_rounds: int = 64, self_weight: 
         raise ValueError(f"topology=random has num_rounds={num_rounds}; it must be 1 or more")
     # numpy keeps the raw output of its bit generators the same for ever, but not that of its shuffles.
     bits = np.random.PCG64(seed).random_raw((num_rounds, layout.world_size))
-    return tuple(_matching(order, self_weight) for order in np.argsort(bits, axis=1, kind="stable").tolist())
+    rounds = tuple(_matching(order, self_weight) for order in np.argsort(bits, axis=1, kind="stable").tolist())
+    if not is_connected(rounds, layout.world_size):
+        raise ValueError(f"topology=random with num_rounds={num_rounds} leaves workers unconnected; draw more rounds")
+    return rounds
 
 
 def _matching(order: list[int], self_weight: float | None) -> GroupRound:
