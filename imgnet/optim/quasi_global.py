@@ -21,9 +21,9 @@ from imgnet.optim.kernels import add_scaled, amp_tensors, copy, params_with_grad
 class QuasiGlobalSGD(Optimizer):
     """The local part of QG-DSGDm for an engine that averages after one update and mixes in just before the next.
 
-    ``step`` is called when the parameters hold x_t, the result of the last averaging (of the last update where there was
-    none), and it leaves x_{t+1/2}, which is averaged next. It sees x_{t+1} one call later, and only then forms d_t, from
-    the x_t and lr_t that it kept. Each call does, in this order, with x the parameters as they are:
+    ``step`` is called when the parameters hold x_t, the result of the last averaging (of the last update where there
+    was none), and it leaves x_{t+1/2}, which is averaged next. It sees x_{t+1} one call later, and only then forms d_t,
+    from the x_t and lr_t that it kept. Each call does, in this order, with x the parameters as they are:
 
         d = (kept_x - x) / kept_lr       (0 in the first call, and where kept_lr = 0)
         m = mu * m + (1 - mu) * d
@@ -77,14 +77,18 @@ class QuasiGlobalSGD(Optimizer):
             group["inverse_lr"] = torch.zeros((), dtype=params[0].dtype, device=params[0].device)
         inverse_lr: Tensor = group["inverse_lr"].to(params[0].device)
         group["inverse_lr"] = inverse_lr
-        moved = list(torch._foreach_sub(kept, params))  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_mul_(moved, inverse_lr)  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_lerp_(moved, moments, group["mu"])  # pyright: ignore[reportPrivateImportUsage]
-        copy(moments, moved, found_inf)
-        copy(kept, params, found_inf)
         lr = float(group["lr"])
-        copy([inverse_lr], [torch.full_like(inverse_lr, 1.0 / lr if lr else 0.0)], found_inf)
-        return moved
+        next_inverse = torch.full_like(inverse_lr, 1.0 / lr if lr else 0.0)
+        # A step that may be skipped works on copies; any other one in place.
+        moved, after = (kept, moments) if found_inf is None else (_clones(kept), _clones(moments))
+        torch._foreach_sub_(moved, params)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(moved, inverse_lr)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(after, moved, 1.0 - group["mu"])  # pyright: ignore[reportPrivateImportUsage]
+        if after is not moments:
+            copy(moments, after, found_inf)
+        copy(kept, params, found_inf)
+        copy([inverse_lr], [next_inverse], found_inf)
+        return after
 
     def _buffers(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         for param in params:
@@ -94,6 +98,10 @@ class QuasiGlobalSGD(Optimizer):
                 state["kept_param"] = param.detach().clone()
         states = [self.state[param] for param in params]
         return [state["momentum_buffer"] for state in states], [state["kept_param"] for state in states]
+
+
+def _clones(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors]
 
 
 def _descend(

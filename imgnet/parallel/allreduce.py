@@ -1,5 +1,6 @@
 """Gradients averaged over all workers in each step: ``DistributedDataParallel``."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import final
@@ -47,13 +48,16 @@ class AllReduce(Strategy):
     ) -> None:
         self._module = module
         self._objective = objective
-        self._parallel = DistributedDataParallel(
-            module,
-            device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            bucket_cap_mb=bucket_mb,
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():
+            # From torch 2.15 the switch is called forward_sync_buffers; the old name is the one that 2.11 knows too.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            self._parallel = DistributedDataParallel(
+                module,
+                device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                bucket_cap_mb=bucket_mb,
+                gradient_as_bucket_view=True,
+            )
         self._optimizer = make_optimizer(module.named_parameters())
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._num_accumulation_steps = num_accumulation_steps

@@ -142,7 +142,8 @@ class Decentralized(Strategy):
         bucket.finish = self._mixer.start(bucket.block, bucket.buffer, self._num_steps)
 
     def _make_gradients_ready(self) -> None:
-        parameters = [parameter for bucket in self._buckets for parameter in bucket.parameters]
+        # In the order of the model, so that the norm rounds as it does in plain training.
+        parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self._scaler.unscale(gradients)
         if self._max_grad_norm is not None:

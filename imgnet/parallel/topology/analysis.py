@@ -21,7 +21,7 @@ class SpectralGap(NamedTuple):
     """1 less the factor by which the workers' deviation from their mean shrinks; 1: they agree exactly, 0: never."""
 
     period: float
-    """``1 - |lambda_2|``, of the product of one period's matrices; lambda_2 its second largest eigenvalue by modulus."""
+    """``1 - |lambda_2|``, lambda_2 the second largest eigenvalue by modulus of the product of a period's matrices."""
     step: float
     """``1 - |lambda_2| ** (1 / T)`` for a period of T rounds: the geometric mean in the long run. Idle rounds count."""
 

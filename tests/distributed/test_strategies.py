@@ -1,0 +1,134 @@
+"""What AllReduce and decentralized training compute, on real workers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from imgnet.config import OptimizerConfig
+from imgnet.optim.loss_scale import LossScaler
+from imgnet.parallel.allreduce import AllReduce
+from imgnet.parallel.decent_dp import DecentDp
+from imgnet.parallel.decentralized import Decentralized
+from imgnet.parallel.strategy import Strategy
+from imgnet.parallel.topology import build_topology
+from imgnet.runtime import Runtime
+from tests.distributed.harness import on_workers
+from tests.distributed.models import (
+    ACCUM_ADAM,
+    ADAM,
+    SGD,
+    make_loader,
+    make_model,
+    make_optimizer,
+    objective,
+    parameters_of,
+)
+
+NUM_STEPS = 10
+
+
+def train_plainly(optimizer_config: OptimizerConfig, max_grad_norm: float | None = None) -> Tensor:
+    """Ten steps in this process with nothing of ours but the data and the optimizer."""
+    model = make_model()
+    optimizer = make_optimizer(optimizer_config)(model.named_parameters())
+    loader = make_loader(Runtime(0, 1, 0, 1, torch.device("cpu"), 1))
+    for _, batch in zip(range(NUM_STEPS), loader.batches(epoch=0), strict=False):
+        objective(model, batch.images, batch.targets).backward()
+        if max_grad_norm is not None:
+            clip_grad_norm_(model.parameters(), max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    return parameters_of(model)
+
+
+def train(
+    runtime: Runtime,
+    topology: str,
+    optimizer_config: OptimizerConfig,
+    passes: int = 1,
+    max_grad_norm: float | None = None,
+    engine: str = "imgnet",
+    num_steps: int = NUM_STEPS,
+) -> Tensor:
+    """The same steps through a strategy; returns this worker's parameters."""
+    model = make_model(seed=runtime.rank)  # rank 0's values must win
+    strategy = make_strategy(runtime, model, topology, optimizer_config, passes, max_grad_norm, engine)
+    loader = make_loader(runtime)
+    for _, batch in zip(range(num_steps), loader.batches(epoch=0), strict=False):
+        strategy.step(batch.images, batch.targets, optimizer_config.lr)
+    return parameters_of(model)
+
+
+def make_strategy(
+    runtime: Runtime,
+    model: torch.nn.Module,
+    name: str,
+    optimizer_config: OptimizerConfig,
+    passes: int,
+    max_grad_norm: float | None,
+    engine: str,
+) -> Strategy:
+    factory = make_optimizer(optimizer_config)
+    scaler = LossScaler(runtime.device, enabled=False)
+    if name == "allreduce":
+        return AllReduce(
+            model, objective, factory, runtime,
+            num_accumulation_steps=passes, max_grad_norm=max_grad_norm, scaler=scaler, bucket_mb=1,
+        )  # fmt: skip
+    topology = build_topology(name, runtime.world_size, runtime.local_world_size)
+    if engine == "decent_dp":
+        return DecentDp(model, objective, factory, topology, runtime, num_accumulation_steps=passes, bucket_mb=1)
+    return Decentralized(
+        model, objective, factory, topology, runtime,
+        num_accumulation_steps=passes, max_grad_norm=max_grad_norm, scaler=scaler, bucket_mb=1,
+    )  # fmt: skip
+
+
+def relative_difference(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_allreduce_equals_one_process_with_the_same_global_batch(world_size: int, tmp_path: Path) -> None:
+    wanted = train_plainly(SGD)
+    for found in on_workers(train, world_size, tmp_path, "allreduce", SGD):
+        assert relative_difference(found, wanted) <= 1e-5
+
+
+def test_accumulation_and_clipping_leave_allreduce_equal_to_one_process(tmp_path: Path) -> None:
+    wanted = train_plainly(SGD, max_grad_norm=0.05)
+    assert relative_difference(train_plainly(SGD), wanted) > 1e-3, "the norm must bind for the test to say anything"
+    for found in on_workers(train, 2, tmp_path, "allreduce", SGD, 3, 0.05):
+        assert relative_difference(found, wanted) <= 1e-5
+
+
+@pytest.mark.parametrize("config", [SGD, ADAM, ACCUM_ADAM], ids=lambda config: config.name)
+@pytest.mark.parametrize("max_grad_norm", [None, 0.05])
+def test_decentralized_on_one_worker_equals_plain_training_exactly(
+    config: OptimizerConfig, max_grad_norm: float | None, tmp_path: Path
+) -> None:
+    (found,) = on_workers(train, 1, tmp_path, "ring", config, 1, max_grad_norm)
+    assert torch.equal(found, train_plainly(config, max_grad_norm))
+
+
+def test_workers_of_a_ring_differ_while_allreduce_workers_do_not(tmp_path: Path) -> None:
+    ring = on_workers(train, 4, tmp_path, "ring", SGD)
+    assert not torch.equal(ring[0], ring[2])
+
+
+@pytest.mark.parametrize(
+    ("topology", "world_size", "per_node"),
+    [("complete", 3, 3), ("ring", 4, 4), ("exp", 4, 4), ("alternating-exp-ring", 4, 2)],
+)
+def test_both_engines_give_the_same_parameters(topology: str, world_size: int, per_node: int, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    ours = on_workers(train, world_size, tmp_path / "a", topology, ADAM, workers_per_node=per_node)
+    theirs = on_workers(
+        train, world_size, tmp_path / "b", topology, ADAM, 1, None, "decent_dp", workers_per_node=per_node
+    )
+    for mine, other in zip(ours, theirs, strict=True):
+        assert relative_difference(mine, other) <= 1e-6
