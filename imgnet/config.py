@@ -1,7 +1,8 @@
 """What a run may be told: typed schemas for every config group, and the checks that span several keys.
 
-Nothing here imports torch, so that ``--help``, a refused command and a submission from a login node take about a second.
-Units are in the names: ``_epochs``, ``_steps``, ``_min`` (minutes), ``_gb`` (10^9 bytes), ``_mb`` (2^20 bytes), ``_px`` (pixels).
+Nothing here imports torch, so that ``--help``, a refused command and a submission from a login node take a second.
+Units are in the names: ``_epochs``, ``_steps``, ``_min`` (minutes), ``_gb`` (10^9 bytes), ``_mb`` (2^20 bytes),
+``_px`` (pixels).
 """
 
 from dataclasses import dataclass, field

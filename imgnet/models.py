@@ -1,6 +1,7 @@
 """A classifier by its name: torchvision's, timm's, or the small one of this package."""
 
 from difflib import get_close_matches
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class SmallCnn(nn.Module):
         super().__init__()
         channels = [3, width, width, 2 * width, 2 * width]
         layers: list[nn.Module] = []
-        for index, (before, after) in enumerate(zip(channels, channels[1:], strict=False)):
+        for index, (before, after) in enumerate(pairwise(channels)):
             stride = 1 if index == 2 else 2  # 32 -> 16 -> 8 -> 8 -> 4 pixels
             layers += [
                 nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False),
@@ -79,7 +80,7 @@ def _torchvision(config: ModelConfig, num_classes: int) -> nn.Module:
         auxiliary = config.name in ("googlenet", "inception_v3")
         extra = {"init_weights": True, "aux_logits": False} if auxiliary else {}
         return get_model(config.name, weights=None, num_classes=num_classes, **extra)
-    weights = get_model_weights(config.name).DEFAULT
+    weights = get_model_weights(config.name)["DEFAULT"]
     published = len(weights.meta["categories"])
     if published != num_classes:
         raise ValueError(

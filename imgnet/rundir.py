@@ -53,7 +53,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def create(
-    run_dir: Path, composed: DictConfig, hydra: DictConfig | None, *, overrides: Sequence[str], seed: int, world_size: int
+    run_dir: Path,
+    composed: DictConfig,
+    hydra: DictConfig | None,
+    *,
+    overrides: Sequence[str],
+    seed: int,
+    world_size: int,
 ) -> None:
     """Make a new run directory with its configuration and a ``run.json`` that says ``running``. For one process."""
     for folder in (run_dir / ".hydra", run_dir / "checkpoints", run_dir / "logs"):

@@ -98,7 +98,7 @@ def _checked(placement: Placement) -> Placement:
 
 
 def visible_gpus() -> int:
-    """GPUs that this process may use, counted without the driver: NVIDIA's device files and ``CUDA_VISIBLE_DEVICES``."""
+    """GPUs that this process may use, counted without the driver: device files, less those hidden by CUDA's variable."""
     files = sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in Path("/dev").glob("nvidia*"))
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
@@ -141,7 +141,9 @@ def share_threads(num_threads: int) -> None:
 
 
 @contextmanager
-def joined(placement: Placement, use_gpu: bool, store_file: Path | None, timeout_min: float = 10.0) -> Iterator[Runtime]:
+def joined(
+    placement: Placement, use_gpu: bool, store_file: Path | None, timeout_min: float = 10.0
+) -> Iterator[Runtime]:
     """Join the process group of this job, and leave it at the end. Collective.
 
     Args:

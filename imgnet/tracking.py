@@ -57,7 +57,7 @@ class Tracker:
         if not self._main:
             return
         self._metrics = _open_appending(run_dir / "metrics.csv")
-        self._writer = csv.DictWriter(self._metrics, COLUMNS)
+        self._writer: csv.DictWriter[str] = csv.DictWriter(self._metrics, list[str](COLUMNS))
         self._writer.writeheader()
         self._steps = _open_appending(run_dir / "steps.jsonl")
         self._display = _display(config, steps_per_epoch)
@@ -234,14 +234,14 @@ def start_wandb(tracking: TrackingConfig, config: dict[str, Any], run_dir: Path,
         return None
     import wandb
 
-    mode = tracking.wandb.value
-    if tracking.wandb is WandbMode.auto:
-        mode = "online" if wandb.api.api_key else "offline"
+    online = tracking.wandb is WandbMode.online or (
+        tracking.wandb is WandbMode.auto and wandb.login(prompt=False)  # type: ignore[call-arg]
+    )
     return wandb.init(
         project=tracking.project,
         entity=tracking.entity,
         name=name,
         dir=run_dir,
-        mode=mode,
+        mode="online" if online else "offline",
         config=json.loads(json.dumps(config, default=lambda value: value.value)),
     )

@@ -10,7 +10,15 @@ ROOT = Path(__file__).parents[1]
 
 def environment(**changes: str) -> dict[str, str]:
     """The environment of a user at a terminal: nothing of a job, no full errors, compiled modules kept."""
-    foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "SLURM_", "HYDRA_FULL_ERROR", "PYTHONDONTWRITEBYTECODE")
+    foreign = (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "MASTER_ADDR",
+        "SLURM_",
+        "HYDRA_FULL_ERROR",
+        "PYTHONDONTWRITEBYTECODE",
+    )
     kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     return kept | {"PYTHONPATH": str(ROOT)} | changes
 

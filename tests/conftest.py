@@ -8,8 +8,8 @@ import pytest
 @pytest.fixture(scope="session")
 def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The handwritten digits, written once for all tests."""
-    from imgnet.data.digits import write_digits
+    from imgnet.data.digits import ensure_digits
 
     root = tmp_path_factory.mktemp("data") / "digits"
-    write_digits(root)
+    ensure_digits(root)
     return root

@@ -66,4 +66,3 @@ class ImgnetSweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         (runs,) = self.split_arguments(parser.parse_overrides(arguments), None)
         return self.launcher.launch(runs, initial_job_idx=0)
-

@@ -52,7 +52,7 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End the processes that belong to this back end, also in the middle of a pass. It cannot be used afterwards."""
+        """End the processes of this back end, also in the middle of a pass. It cannot be used afterwards."""
 
 
 class Normalizer:

@@ -1,5 +1,7 @@
 """Encoded images to pixels, with torchvision's decoders, in the training process or in processes of its own."""
 
+import multiprocessing
+import os
 import re
 import signal
 import sys
@@ -124,7 +126,7 @@ class DecodingBackend(Backend):
                 num_workers=num_workers,
                 collate_fn=_unchanged,
                 pin_memory=device.type == "cuda",
-                worker_init_fn=_leave_signals_to_parent,
+                worker_init_fn=_serve_parent,
                 # A fork shares the table of files and the imports that are paid for. macOS, where it is unsafe, has
                 # another default.
                 multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
@@ -152,10 +154,10 @@ class DecodingBackend(Backend):
             yield self._on_device(*made)
 
     def close(self) -> None:
-        """End the decoding processes, after the batch that each of them is at. Called before an error leaves the run."""
+        """End the decoding processes, each after the batch that it is at. To be called when a run fails, too."""
         if self._processes is not None:
-            # A private method, but the public way is to drop the last reference, and the traceback of an error holds one.
-            # The garbage collector then comes too late to tell the processes, and waits five seconds for each.
+            # A private method, but the public way is to drop the last reference, and the traceback of an error holds
+            # one. What the garbage collector does in the end comes too late, and waits five seconds for each process.
             self._processes._shutdown_workers()
         self._processes = self._loader = None
 
@@ -241,7 +243,12 @@ def _expected_warnings() -> Iterator[None]:
         yield
 
 
-def _leave_signals_to_parent(worker_id: int) -> None:
-    """Interrupts and Slurm's warnings reach all processes of a job; the training process alone answers them."""
+def _serve_parent(worker_id: int) -> None:
+    """Prepare a decoding process to live as long as the training process, whatever signals the whole job gets."""
+    # Interrupts and Slurm's warnings reach all processes of a job; the training process alone answers them.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    # torch ends this process when its parent changes from now on, and so misses a parent that is dead by now.
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        os._exit(1)

@@ -40,10 +40,10 @@ def check(config: RunConfig, placement: Placement | None = None) -> Layout:
         layout = layout_of(config.cluster, placement)
     except ConfigError as error:
         problems += error.problems
-    problems += _lengths(config) + _model(config) + _optimizer(config.optimizer, config.epochs)
-    problems += data_checks.problems(config.data) + _cluster(config)
-    if layout is not None and not (isinstance(config.cluster, SlurmConfig) and problems):
+    problems += _lengths(config) + _cluster(config)
+    if layout is not None and layout.world_size > 0:
         problems += _batches(config, layout) + _topology(config, layout)
+    problems += _model(config) + data_checks.problems(config.data) + _optimizer(config.optimizer, config.epochs)
     if problems:
         raise ConfigError(problems)
     assert layout is not None
@@ -155,7 +155,7 @@ def _cluster(config: RunConfig) -> list[str]:
 
 def _batches(config: RunConfig, layout: Layout) -> list[str]:
     batch, workers, accumulation = config.global_batch_size, layout.world_size, config.num_accumulation_steps
-    if min(batch, accumulation) < 1:
+    if min(batch, accumulation) < 1 or config.mode is Mode.evaluate:
         return []
     if batch % workers:
         return [f"global_batch_size={batch} is not divisible by {workers} workers (cluster={config.cluster.name})"]
@@ -165,7 +165,7 @@ def _batches(config: RunConfig, layout: Layout) -> list[str]:
             f"{workers} workers has in a step (global_batch_size={batch})"
         ]
     num_train = data_checks.known_num_train(config.data)
-    if config.mode is Mode.train and num_train is not None and batch > num_train:
+    if num_train is not None and batch > num_train:
         return [f"global_batch_size={batch} is more than the {num_train} training images of data={config.data.name}"]
     return []
 

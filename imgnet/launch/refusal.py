@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from imgnet import config as schemas
@@ -87,30 +87,37 @@ def _unknown_option(found: re.Match[str]) -> str:
 
 
 def _wrong_type(found: re.Match[str]) -> str:
-    kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(found["kind"], found["kind"])
-    return f"{found['key'].strip()}={found['value']}: must be {kind}"
+    kind = _KINDS.get(found["kind"].lower(), found["kind"])
+    return f"{found['key']}={found['value']}: must be {kind}"
+
+
+def _no_list(found: re.Match[str]) -> str:
+    return f"{found['key']} must be a list, such as {found['key']}=[1,2]"
 
 
 def _wrong_choice(found: re.Match[str]) -> str:
     known = [word.strip() for word in found["known"].split(",")]
-    return f"{found['key'].strip()}={found['value']}: no such choice; {nearest(found['value'], known)}"
+    return f"{found['key']}={found['value']}: no such choice; {nearest(found['value'], known)}"
 
 
-def _no_config(found: re.Match[str]) -> str:
-    return f"there is no configuration named {found['name']!r}"
-
+_KINDS = {"integer": "a whole number", "float": "a number", "boolean": "true or false", "bool": "true or false"}
 
 # Hydra and OmegaConf word these; the tests hold every line, so that a new wording shows.
 _EXPLANATIONS = (
     (r"Could not find '(?P<path>[^'\n]+/[^'\n/]+)'\s+Available options in '[^']+':\n(?P<known>.*)", _unknown_option),
-    (r"Invalid value '(?P<value>[^']*)', expected one of \[(?P<known>[^\]]*)\]\s+full_key: (?P<key>\S+)", _wrong_choice),
     (
-        r"Value '(?P<value>.*?)' (?:of type '[^']*' )?(?:could not be|is not a valid|cannot be) converted to "
-        r"(?P<kind>\w+)\s+full_key: (?P<key>\S+)",
-        _wrong_type,
+        r"Invalid value '(?P<value>[^']*)', expected one of \[(?P<known>[^\]]*)\]\s+full_key: (?P<key>\S+)",
+        _wrong_choice,
     ),
     (
-        r"Key '[^']*' (?:is not in struct|not in '[^']*')\s+full_key: (?P<key>\S+)\s+(?:reference_type=\S+\s+)?object_type=(?P<schema>\w+)",
+        r"Value '(?P<value>.*?)' (?:of type '[^']*' )?(?:could not be converted to|is not a valid) (?P<kind>\w+).*?"
+        r"full_key: (?P<key>\S+)",
+        _wrong_type,
+    ),
+    (r"is not a ListConfig, list or tuple.*?full_key: (?P<key>\S+)", _no_list),
+    (
+        r"Key '[^']*' (?:is not in struct|not in '[^']*')\s+full_key: (?P<key>\S+)\s+(?:reference_type=\S+\s+)?"
+        r"object_type=(?P<schema>\w+)",
         _unknown_key,
     ),
 )

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from imgnet import rundir
 from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse
@@ -45,7 +45,14 @@ def launch(composed: DictConfig) -> float | None:
 def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layout) -> None:
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
-    rundir.create(run_dir, composed, hydra, overrides=overrides, seed=config.seed, world_size=layout.world_size)
+    rundir.create(
+        run_dir,
+        composed,
+        OmegaConf.structured(hydra),
+        overrides=overrides,
+        seed=config.seed,
+        world_size=layout.world_size,
+    )
 
 
 def _run_here(config: RunConfig, run_dir: Path, layout: Layout) -> None:

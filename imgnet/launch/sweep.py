@@ -40,9 +40,7 @@ def run_sweep(
     _check_all(composed, overrides)
     inside_a_job = placement_from_environment() is not None
     folder = sweep_dir if first or inside_a_job else _claim(sweep_dir)
-    returns = [
-        _run_one(config, folder, number, task_function) for number, config in enumerate(composed, start=first)
-    ]
+    returns = [_run_one(config, folder, number, task_function) for number, config in enumerate(composed, start=first)]
     if len(returns) > 1:
         show_comparison([Path(result.working_dir) for result in returns if result.working_dir])
     failed = [result for result in returns if result.status is JobStatus.FAILED]
@@ -56,15 +54,20 @@ def _check_all(composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]
     placement = placement_from_environment()
     if placement is not None and len(composed) > 1:
         raise ConfigError([f"a sweep of {len(composed)} runs inside one job of torchrun or srun; start one run there"])
-    problems: list[str] = []
+    refused: dict[str, list[str]] = {}
     for config, typed in zip(composed, overrides, strict=True):
         try:
             check(parse(config), placement)
         except ConfigError as error:
-            which = f" [{' '.join(typed)}]" if len(composed) > 1 else ""
-            problems += [problem + which for problem in error.problems]
-    if problems:
-        raise ConfigError(problems)
+            for problem in error.problems:
+                refused.setdefault(problem, []).append(" ".join(typed))
+    if refused:
+        raise ConfigError([problem + _where(runs, len(composed)) for problem, runs in refused.items()])
+
+
+def _where(runs: Sequence[str], num_runs: int) -> str:
+    """For a problem of some runs of a sweep only: how many, and the first of them."""
+    return "" if len(runs) == num_runs else f" [{len(runs)} of {num_runs} runs, the first: {runs[0]}]"
 
 
 def _claim(sweep_dir: Path) -> Path:

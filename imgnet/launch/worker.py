@@ -34,7 +34,7 @@ def work(config: RunConfig, run_dir: Path, store_file: Path, use_gpu: bool) -> N
         with exit_record(run_dir, placement.rank), joined(placement, use_gpu, store_file) as runtime:
             run(config, runtime, run_dir)
         status = 0
-    except BaseException:  # noqa: BLE001  (the record holds it, and the launcher shows it)
+    except BaseException:  # the record holds it, and the launcher shows it
         logging.getLogger("imgnet").debug("worker failed", exc_info=True)
     finally:
         _flush()
@@ -45,7 +45,7 @@ def work(config: RunConfig, run_dir: Path, store_file: Path, use_gpu: bool) -> N
 def write_to_log(run_dir: Path, rank: int) -> None:
     """Send this worker's log records to its file and, on other ranks than 0, all that it prints as well."""
     path = run_dir / "logs" / f"rank_{rank}.log"
-    handler = logging.FileHandler(path)
+    handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers = [handler]

@@ -71,7 +71,7 @@ class Mixer:
             return
         # Every rank makes every group, in one order, as torch demands; the whole world exists already.
         made = dist.group.WORLD if len(ranks) == world_size else dist.new_group(list(ranks))
-        assert made is not None
+        assert isinstance(made, dist.ProcessGroup)
         self._groups[ranks] = made
 
     def start(self, block: Tensor, buffer: Tensor, round_number: int) -> Finish | None:

@@ -46,5 +46,7 @@ def plot_runs(run_dirs: Sequence[Path], path: Path) -> None:
 def _metrics(run_dir: Path) -> pd.DataFrame:
     file = run_dir / "metrics.csv"
     if not file.is_file():
-        raise ValueError(f"{run_dir}: no metrics.csv there; a run directory looks like multirun_outputs/<date>/<time>/0")
+        raise ValueError(
+            f"{run_dir}: no metrics.csv there; a run directory looks like multirun_outputs/<date>/<time>/0"
+        )
     return pd.read_csv(file)

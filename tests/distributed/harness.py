@@ -54,7 +54,7 @@ def _work(
             result = function(runtime, *arguments)
         # Plain pickle copies tensors; a connection's own would share memory with a process that is about to end.
         sending.send((pickle.dumps(result), None))
-    except BaseException:  # noqa: BLE001  (the test shows it)
+    except BaseException:  # the test shows it
         sending.send((None, traceback.format_exc()))
 
 

@@ -62,9 +62,7 @@ def synthetic(num_train: int = 240, num_val: int = 359) -> DataConfig:
 
 
 def make_loader(runtime: Runtime) -> TrainLoader:
-    return build_train_loader(
-        synthetic(), seed=3, global_batch_size=GLOBAL_BATCH, channels_last=True, worker=runtime
-    )
+    return build_train_loader(synthetic(), seed=3, global_batch_size=GLOBAL_BATCH, channels_last=True, worker=runtime)
 
 
 def parameters_of(module: nn.Module) -> Tensor:

@@ -1,0 +1,97 @@
+"""Every file in ``conf/`` and ``experiments/`` composes, is accepted, and builds its model and its optimizer."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+
+from imgnet.config import RunConfig, SlurmConfig, parse, register_schemas
+from imgnet.launch.checks import check
+from imgnet.models import build_model
+from imgnet.optim.factory import build_optimizer
+from tests.commands import ROOT
+
+CONF = ROOT / "conf"
+GROUPS = ("model", "data", "topology", "optimizer", "cluster")
+OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+STUDIES = [
+    str(file.relative_to(ROOT / "experiments").with_suffix("")) for file in (ROOT / "experiments").rglob("*.yaml")
+]
+TWO_NODES = {"topology": ["cluster=8xA40", "global_batch_size=1024"]}
+
+
+def composed(*overrides: str) -> RunConfig:
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=list(overrides))
+    with open_dict(config):
+        config.pop("hydra", None)
+    return parse(config)
+
+
+@pytest.fixture(scope="module")
+def imagenet_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folders of ImageNet, without its images."""
+    root = tmp_path_factory.mktemp("Imagenet")
+    for split in ("train", "val"):
+        for number in range(1000):
+            (root / split / f"n{number:08}").mkdir(parents=True)
+    return str(root)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_is_accepted(group: str, option: str, imagenet_folder: str) -> None:
+    data = [] if (group, option) in (("data", "digits"), ("data", "synthetic")) else [f"data.root={imagenet_folder}"]
+    nodes = TWO_NODES.get(group, [])
+    config = composed(f"{group}={option}", *data, *nodes)
+    layout = check(config)
+    assert layout.world_size >= 1
+    assert getattr(config, group).name == option
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_composes_and_is_accepted(study: str) -> None:
+    check(composed(f"+experiments={study}"))
+
+
+@pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])
+@pytest.mark.parametrize("optimizer", ["sgd", "accum_adamw"])
+def test_every_model_is_built_with_its_optimizer(model: str, optimizer: str, imagenet_folder: str) -> None:
+    config = composed(f"model={model}", f"optimizer={optimizer}", f"data.root={imagenet_folder}")
+    with torch.device("meta"):
+        module = build_model(config.model, 1000, device=torch.device("meta"), channels_last=True)
+    module.to_empty(device="cpu")
+    made = build_optimizer(module.named_parameters(), config.optimizer)
+    assert sum(len(group["params"]) for group in made.param_groups) == len(list(module.parameters()))
+    undecayed = [p for group in made.param_groups if group["weight_decay"] == 0 for p in group["params"]]
+    assert undecayed
+    assert all(parameter.ndim <= 1 for parameter in undecayed)
+
+
+@pytest.mark.parametrize("optimizer", [option for group, option in OPTIONS if group == "optimizer"])
+def test_every_optimizer_steps(optimizer: str, imagenet_folder: str) -> None:
+    config = composed(f"optimizer={optimizer}", "model=small_cnn", f"data.root={imagenet_folder}")
+    module = build_model(config.model, 10, device=torch.device("cpu"), channels_last=True)
+    made = build_optimizer(module.named_parameters(), config.optimizer)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    module(torch.ones(2, 3, 32, 32)).sum().backward()
+    made.step()
+    assert any(not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
+
+
+def test_the_default_is_the_published_recipe(imagenet_folder: str) -> None:
+    config = composed(f"data.root={imagenet_folder}")
+    assert (config.epochs, config.global_batch_size, config.label_smoothing) == (90, 1024, 0.1)
+    assert (config.data.train_px, config.data.eval_resize_px, config.data.eval_px) == (176, 256, 224)
+    optimizer = config.optimizer
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.warmup_epochs) == (1.0, 2**-15, 5)
+    assert (optimizer.warmup_factor, optimizer.min_lr) == (0.01, 1e-5)
+
+
+def test_slurm_presets_have_their_shape(imagenet_folder: str) -> None:
+    shapes = {}
+    for option in (option for group, option in OPTIONS if group == "cluster" and option != "local"):
+        cluster = composed(f"cluster={option}", f"data.root={imagenet_folder}").cluster
+        assert isinstance(cluster, SlurmConfig)
+        shapes[option] = f"{cluster.nodes * cluster.gpus_per_node}x{cluster.gpu_type}"
+    assert all(name == shape for name, shape in shapes.items())
