@@ -98,7 +98,7 @@ def _checked(placement: Placement) -> Placement:
 
 
 def visible_gpus() -> int:
-    """GPUs that this process may use, counted without the driver: device files, less those hidden by CUDA's variable."""
+    """GPUs that this process may use, counted without the driver: device files that CUDA's variable does not hide."""
     files = sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in Path("/dev").glob("nvidia*"))
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:

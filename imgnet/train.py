@@ -1,6 +1,7 @@
 """The training of one worker, from its configuration to its last step. The only training loop."""
 
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def _model(config: RunConfig, runtime: Runtime) -> nn.Module:
 
 
 def _evaluate_only(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module) -> None:
-    loader = _eval_loader(config, runtime)
-    scores = evaluate(model, loader, runtime.device, config.precision)
+    with closing(_eval_loader(config, runtime)) as loader:
+        scores = evaluate(model, loader, runtime.device, config.precision)
     if runtime.is_main:
         rundir.write_summary(run_dir, vars(scores) | {"checkpoint": config.checkpoint})
 
@@ -80,7 +81,11 @@ def _train(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module)
     make_optimizer = partial(build_optimizer, config=config.optimizer)
     strategy = build_strategy(config, model, objective, make_optimizer, runtime)
     torch.manual_seed(config.seed + 1_000_003 * (runtime.rank + 1))  # dropout differs between workers
-    with Tracker(config, runtime, run_dir, train_loader.steps_per_epoch) as tracker:
+    with (
+        closing(train_loader),
+        closing(eval_loader),
+        Tracker(config, runtime, run_dir, train_loader.steps_per_epoch) as tracker,
+    ):
         Loop(config, runtime, run_dir, strategy, train_loader, eval_loader, tracker).run()
 
 
