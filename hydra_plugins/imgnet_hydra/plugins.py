@@ -50,7 +50,14 @@ class ImgnetLauncher(Launcher):
         hydra_context, task_function, config = self._context
         loader = hydra_context.config_loader
         composed = [loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]
-        return run_sweep(composed, job_overrides, initial_job_idx, Path(config.hydra.sweep.dir), task_function)
+        return run_sweep(
+            composed,
+            job_overrides,
+            initial_job_idx,
+            Path(config.hydra.sweep.dir),
+            task_function,
+            needs_results=config.hydra.sweeper._target_ != SweeperConfig._target_,
+        )
 
 
 class ImgnetSweeper(BasicSweeper):

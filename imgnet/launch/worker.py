@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
 
-from imgnet.config import RunConfig
+from imgnet.config import RunConfig, SlurmConfig
+from imgnet.launch.cores import stay_near_gpu
 from imgnet.rundir import ExitRecord, finish, write_exit_record
 from imgnet.runtime import joined, placement_from_environment
 from imgnet.train import run
@@ -21,7 +22,7 @@ from imgnet.train import run
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def work(config: RunConfig, run_dir: Path, store_file: Path, use_gpu: bool) -> None:
+def work(config: RunConfig, run_dir: Path, store_file: Path | None, use_gpu: bool) -> None:
     """A worker that this package's launcher started. Never returns: the process ends with the run."""
     os.setsid()  # a terminal's Ctrl-C reaches the launcher alone, which then ends its workers in order
     placement = placement_from_environment()
@@ -32,6 +33,8 @@ def work(config: RunConfig, run_dir: Path, store_file: Path, use_gpu: bool) -> N
     status = 1
     try:
         with exit_record(run_dir, placement.rank), joined(placement, use_gpu, store_file) as runtime:
+            if use_gpu and isinstance(config.cluster, SlurmConfig):
+                stay_near_gpu(runtime.local_rank, runtime.local_world_size)
             run(config, runtime, run_dir)
         status = 0
     except BaseException:  # the record holds it, and the launcher shows it
@@ -84,9 +87,10 @@ def leave_a_word_when_ended(run_dir: Path, rank: int) -> None:
 
 @contextmanager
 def exit_record(run_dir: Path, rank: int) -> Iterator[None]:
-    """Write down what a worker raises, with its traceback, before it is raised further."""
+    """Write down how a worker ends; what it raises with its traceback, before it is raised further."""
     try:
         yield
+        write_exit_record(run_dir, ExitRecord(rank, "completed", time.time(), ""))
     except BaseException as error:
         text = "".join(traceback.format_exception(error))
         summary = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
