@@ -307,6 +307,15 @@ def read(path: Path) -> RunConfig:
     """
     saved = OmegaConf.load(path)
     assert isinstance(saved, DictConfig)
+    return parse_saved(saved)
+
+
+def parse_saved(saved: DictConfig) -> RunConfig:
+    """The same from values without types, for every key of a run.
+
+    Raises:
+        ConfigError: keys without a value.
+    """
     for group, schemas in GROUP_SCHEMAS.items():
         saved[group] = OmegaConf.merge(_schema_of(set(saved[group]), list(schemas.values())), saved[group])
     return parse(saved)

@@ -85,7 +85,7 @@ def create(
         (run_dir / ".hydra" / "hydra.yaml").write_text(OmegaConf.to_yaml(hydra), encoding="utf-8")
     write_run(
         run_dir,
-        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        command=_command(),
         overrides=list(overrides),
         commit=_git("rev-parse", "HEAD"),
         dirty=bool(_git("status", "--porcelain")),
@@ -106,6 +106,13 @@ def create(
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _command() -> list[str]:
+    """What was typed; ``sys.argv`` is what Hydra was shown of it (:mod:`imgnet.launch.commandline`)."""
+    script, words = sys.argv[0], sys.orig_argv
+    typed = words[words.index(script) + 1 :] if script in words else sys.argv[1:]
+    return [Path(script).name, *typed]
 
 
 @cache  # asked once for each run of a sweep

@@ -1,10 +1,8 @@
 """From accepted runs to jobs in Slurm's queue: nothing is written before Slurm itself has accepted every one of them."""
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,9 @@ from imgnet.launch.batch import JobArray, QueuedRun, arrays_of, batch_script
 from imgnet.launch.repeats import identity
 from imgnet.launch.snapshot import take_snapshot
 from imgnet.results.table import display_path
+
+MEMORY = "sweep.json"
+"""In a sweep's folder: ``working_dir``, and by number ``overrides`` and ``config`` of every run submitted into it."""
 
 
 def is_dry(runs: Sequence[QueuedRun]) -> bool:
@@ -87,22 +88,6 @@ def _show_what_next(runs: Sequence[QueuedRun]) -> None:
     print(f"results: {where}\nfollow:  imgnet status {folder}\n         imgnet logs {first} -f", flush=True)
 
 
-def free_folder(beside: Path) -> Path:
-    """``beside``, or the first free one of ``<name>-2``, ``-3``, ..."""
-    names = (beside if number == 1 else beside.with_name(f"{beside.name}-{number}") for number in count(1))
-    return next(path for path in names if not path.exists())
-
-
-def remembered_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """``overrides`` and ``config`` of every run that was ever submitted into a sweep's folder, by number."""
-    return rundir.read_json(folder / "sweep.json").get("runs", {})
-
-
-def working_dir_of(folder: Path) -> Path:
-    """The directory that a sweep was submitted from."""
-    return Path(rundir.read_json(folder / "sweep.json").get("working_dir", "."))
-
-
 def _planned(runs: Sequence[QueuedRun]) -> list[JobArray]:
     return arrays_of(runs, runs[0].run_dir.parent / "code", Path.cwd())
 
@@ -120,11 +105,11 @@ def _resources(cluster: SlurmConfig) -> str:
 
 def _remember(runs: Sequence[QueuedRun], folder: Path) -> None:
     """Note the runs in the sweep's folder, so that one whose directory is lost can be made again."""
-    known = remembered_runs(folder)
+    known: dict[str, Any] = rundir.read_json(folder / MEMORY).get("runs", {})
     for run in runs:
         known[str(run.number)] = {"overrides": run.overrides, "config": _plain(run.config)}
     text = json.dumps({"working_dir": str(Path.cwd()), "runs": known}, indent=1)
-    rundir.write_atomically(folder / "sweep.json", text + "\n")
+    rundir.write_atomically(folder / MEMORY, text + "\n")
 
 
 def _plain(config: RunConfig) -> Any:
@@ -160,16 +145,3 @@ def _note_submission(run_dir: Path, job_id: str, code: Path) -> None:
     # A file of its own: the job may have begun, and write run.json at the same moment.
     note = {"slurm_job_id": job_id, "submitted": rundir.now(), "code": str(code)}
     rundir.write_atomically(run_dir / "submission.json", json.dumps(note, indent=2) + "\n")
-
-
-def put_aside(run_dir: Path) -> None:
-    """Move what an earlier attempt left into ``attempts/<number>/``, so that a new one starts with an empty folder."""
-    if not run_dir.is_dir():
-        return
-    attempts = run_dir / "attempts"
-    attempts.mkdir(exist_ok=True)
-    target = attempts / str(1 + len(list(attempts.iterdir())))
-    target.mkdir()
-    for path in run_dir.iterdir():
-        if path != attempts:
-            shutil.move(path, target / path.name)
