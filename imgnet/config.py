@@ -5,9 +5,10 @@ Units are in the names: ``_epochs``, ``_steps``, ``_min`` (minutes), ``_gb`` (10
 ``_px`` (pixels).
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -297,6 +298,15 @@ def parse(composed: DictConfig) -> RunConfig:
     config = OmegaConf.to_object(task)
     assert isinstance(config, RunConfig)
     return config
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The values of a configuration without types, as YAML and JSON hold them; :func:`parse_saved` reads them."""
+    return asdict(config, dict_factory=lambda pairs: {key: _plain_value(value) for key, value in pairs})
+
+
+def _plain_value(value: Any) -> Any:
+    return value.name if isinstance(value, Enum) else value
 
 
 def read(path: Path) -> RunConfig:

@@ -179,7 +179,7 @@ def share_threads(num_threads: int) -> None:
 def joined(
     placement: Placement, use_gpu: bool, store_file: Path | None, timeout_min: float = 10.0
 ) -> Iterator[Runtime]:
-    """Join the process group of this job, and leave it at the end. Collective.
+    """Join the process group of this job, and leave it at the end, unless that is an error. Collective.
 
     Args:
         placement: where this worker stands.
@@ -206,17 +206,16 @@ def joined(
         timeout=timedelta(minutes=timeout_min),
         device_id=device if use_gpu else None,
     )
-    try:
-        yield Runtime(
-            placement.rank,
-            placement.world_size,
-            placement.local_rank,
-            placement.local_world_size,
-            device,
-            num_threads,
-        )
-    finally:
-        dist.destroy_process_group()
+    yield Runtime(
+        placement.rank,
+        placement.world_size,
+        placement.local_rank,
+        placement.local_world_size,
+        device,
+        num_threads,
+    )
+    # Not after an error: the group's end would reach the others, and fail them, before this worker has said why.
+    dist.destroy_process_group()
 
 
 def _name_the_first_host(placement: Placement) -> None:

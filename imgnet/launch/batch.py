@@ -83,7 +83,7 @@ def _options(array: JobArray) -> dict[str, str]:
         "job-name": ",".join(names),
         "nodes": cluster.nodes,
         "ntasks-per-node": 1,
-        "gres": f"gpu:{cluster.gpu_type}:{cluster.gpus_per_node}" if cluster.gpu_type else f"gpu:{cluster.gpus_per_node}",
+        "gres": gpus(cluster),
         "cpus-per-task": cluster.cpus_per_gpu * cluster.gpus_per_node,
         "mem": mem,
         "time": cluster.timeout_min,
@@ -100,6 +100,11 @@ def _options(array: JobArray) -> dict[str, str]:
         at_once = f"%{cluster.max_parallel}" if cluster.max_parallel else ""
         options["array"] = ranges(run.number for run in array.runs) + at_once
     return {name: str(value) for name, value in options.items() if value is not None} | dict(cluster.sbatch)
+
+
+def gpus(cluster: SlurmConfig) -> str:
+    """What a node must have, in Slurm's words: ``gpu:A40:4``."""
+    return ":".join(["gpu", *([cluster.gpu_type] if cluster.gpu_type else []), str(cluster.gpus_per_node)])
 
 
 def _option(name: str, value: str) -> str:

@@ -1,8 +1,8 @@
-"""The first process of a Slurm job: ``python -m imgnet.launch.job RUN_DIR srun ... RUN_DIR``, the batch script's last line.
+"""The first process of a Slurm job: ``python -m imgnet.launch.job RUN_DIR srun ... RUN_DIR``, last line of the script.
 
-It starts one task on each node, waits for them, and writes into ``run.json`` how the run ended, whatever happened to the
-workers. Being the only process that Slurm tells of a time limit or a preemption before the workers are gone, it is also
-the place from which such a signal would be passed on and the job queued again.
+It starts one task on each node, waits for them, and writes into ``run.json`` how the run ended, whatever happened to
+the workers. A signal that Slurm sends ahead of a time limit or a preemption would be passed on from here, and the job
+queued again.
 """
 
 import signal
@@ -15,15 +15,15 @@ from pathlib import Path
 from imgnet import rundir
 from imgnet.config import SlurmConfig, read
 from imgnet.launch import slurm
-from imgnet.launch.local import RunFailed, root_cause
 from imgnet.launch.layout import layout_of
+from imgnet.launch.local import RunFailed, root_cause
 from imgnet.runtime import slurm_hosts, slurm_task
 
 _REASONS = {
     "TimeLimit": "the time limit was reached (cluster.timeout_min={timeout_min})",
     "NodeDown": "Slurm lost a node",
 }
-NOISE = ("srun:", "slurmstepd:", "node ")
+NOISE = ("srun:", "slurmstepd:")
 """First words of lines in the job's output that name no cause."""
 
 
@@ -83,7 +83,9 @@ def _why(run_dir: Path, status: int, *, ended: bool) -> RunFailed:
         return RunFailed(reason.format(timeout_min=config.cluster.timeout_min), f"logs: {run_dir / 'logs'}")
     if rundir.read_exit_records(run_dir):
         return root_cause(run_dir, layout_of(config.cluster, None).world_size, {})
-    return RunFailed(f"no worker started, srun ended with {status}: {_last_words(run_dir)}", f"logs: {run_dir / 'logs'}")
+    return RunFailed(
+        f"no worker started, srun ended with {status}: {_last_words(run_dir)}", f"logs: {run_dir / 'logs'}"
+    )
 
 
 def _slurms_reason(run_dir: Path) -> str:

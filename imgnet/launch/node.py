@@ -40,7 +40,10 @@ def main(run_dir: Path, meeting_point: str | None) -> int:
         else:
             task = slurm_task()
             # Asked to guess the host, torch would compare names, and a node may have several.
-            meeting = {"rdzv_endpoint": meeting_point, "rdzv_configs": {"is_host": task.node == 0, "read_timeout": LATE_S}}
+            meeting = {
+                "rdzv_endpoint": meeting_point,
+                "rdzv_configs": {"is_host": task.node == 0, "read_timeout": LATE_S},
+            }
             run_agent(config, run_dir, layout, meeting, store_file=None)
     except (RunFailed, KeyboardInterrupt) as ending:
         sys.stderr.write(f"node {slurm_task().node}: {getattr(ending, 'summary', f'ended by {ending}')}\n")
@@ -55,7 +58,7 @@ def _end_even_if_stuck() -> None:
     Workers end by themselves when this process is gone.
     """
     reading, writing = os.pipe2(os.O_NONBLOCK)
-    os.set_blocking(reading, True)  # noqa: FBT003
+    os.set_blocking(reading, True)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
 
     def wait() -> None:

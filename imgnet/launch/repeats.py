@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf
 
-from imgnet.config import RunConfig, SlurmConfig
+from imgnet.config import RunConfig, SlurmConfig, plain
 from imgnet.launch.observe import Observed, observe
 from imgnet.results.table import display_path
 from imgnet.rundir import read_json
@@ -23,8 +22,10 @@ NOT_IN_THE_RESULT_OF_CLUSTER = (
     "dry_run",
     "exclude",
     "max_parallel",
+    "mem_gb",
     "name",
     "partition",
+    "sbatch",
     "timeout_min",
     "wait",
 )
@@ -33,9 +34,7 @@ STANDARD_FOLDER = Path("multirun_outputs")
 
 def identity(config: RunConfig) -> str:
     """Sixteen hexadecimal digits, the same for runs that would give the same result."""
-    values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(values, dict)
-    values = {key: value for key, value in values.items() if key not in NOT_IN_THE_RESULT}
+    values = {key: value for key, value in plain(config).items() if key not in NOT_IN_THE_RESULT}
     cluster = values["cluster"].items()
     values["cluster"] = {key: value for key, value in cluster if key not in NOT_IN_THE_RESULT_OF_CLUSTER}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

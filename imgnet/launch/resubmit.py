@@ -46,7 +46,9 @@ def _not_completed(folder: Path, only: str | None) -> list[QueuedRun]:
     remembered = read_json(folder / MEMORY).get("runs", {})
     numbers = [number for number in remembered if only in (None, number)]
     if not numbers:
-        raise ConfigError([f"{display_path(folder / (only or ''))}: nothing there was submitted to Slurm (no {MEMORY})"])
+        raise ConfigError(
+            [f"{display_path(folder / (only or ''))}: nothing there was submitted to Slurm (no {MEMORY})"]
+        )
     seen = observe([folder / number for number in numbers])
     left = [one.run_dir for one in seen if one.status in ("failed", "preempted") or not (one.run or one.job_id)]
     left += [one.run_dir for one in seen if one.status == "queued" and one.run and not one.job_id]  # sbatch refused

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgnet.config import ConfigError, SlurmConfig
+from imgnet.launch.batch import gpus
 from imgnet.runtime import environment_for_sbatch
 
 PATIENCE_S = 120
 """How long a busy controller may take to answer."""
 NO_SBATCH = "there is no sbatch on the path; type the command on a machine of the cluster, or use cluster=local"
+ALIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "REQUEUED", "RESIZING", "SIGNALING")
 _HINTS = (
     ("partition", "cluster.partition"),
     ("account", "cluster.account"),
@@ -33,7 +35,7 @@ class JobState:
     @property
     def is_over(self) -> bool:
         """Whether nothing of the job will run any more."""
-        return self.state not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "RESIZING")
+        return self.state not in ALIVE
 
 
 class NoAnswerError(RuntimeError):
@@ -65,7 +67,7 @@ def _what_nodes_have(cluster: SlurmConfig) -> str:
     where = ["-p", cluster.partition] if cluster.partition else []
     done = _run(["sinfo", "-h", "-e", "-o", "%D nodes with %G, %c cores, %m MiB", *where])
     offered = sorted({line.strip() for line in done.stdout.splitlines()})
-    asked = f"{cluster.nodes} nodes with gpu:{cluster.gpu_type}:{cluster.gpus_per_node}"
+    asked = f"{cluster.nodes} nodes with {gpus(cluster)}"
     return f"; asked for {asked}; it has {' and '.join(offered)}" if offered else ""
 
 
@@ -104,7 +106,10 @@ def job_states(job_ids: Iterable[str]) -> dict[str, JobState]:
         NoAnswerError: there is no knowing.
     """
     wanted = set(job_ids)
-    states = {job: state for job, state in _queued().items() if job in wanted} if wanted else {}
+    queue = _queued() if wanted else {}
+    # Of an array whose waiting part was cancelled, Slurm keeps one record, under the number of the whole.
+    records = {job: queue.get(job) or queue.get(job.partition("_")[0]) for job in wanted}
+    states = {job: record for job, record in records.items() if record}
     return states | _accounted(sorted(wanted - set(states)))
 
 

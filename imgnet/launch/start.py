@@ -35,7 +35,7 @@ def launch(composed: DictConfig) -> float | None:
         return None
     if isinstance(config.cluster, SlurmConfig):
         raise ConfigError(
-            [f"cluster={config.cluster.name}: leave hydra.mode and hydra/launcher as they are; ours alone submits to Slurm"]
+            [f"cluster={config.cluster.name}: leave hydra.mode and hydra/launcher alone; only ours submits to Slurm"]
         )
     _create(run_dir, composed, config, layout)
     _run_here(config, run_dir, layout)
@@ -48,7 +48,7 @@ def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layo
     rundir.create(
         run_dir,
         composed,
-        hydra,
+        OmegaConf.structured(hydra),
         overrides=list(hydra.overrides.task),
         seed=config.seed,
         world_size=layout.world_size,
@@ -79,7 +79,7 @@ def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement
             _create(run_dir, composed, config, layout)
         run_dir = Path(agree(str(run_dir)))
         write_to_log(run_dir, runtime.rank)
-        leave_a_word_when_ended(run_dir, runtime.rank)
+        leave_a_word_when_ended(run_dir, runtime.rank, ends_run=True)
         try:
             with exit_record(run_dir, runtime.rank):
                 run(config, runtime, run_dir)

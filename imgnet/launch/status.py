@@ -31,8 +31,9 @@ def status_table(seen: Sequence[Observed]) -> Group:
 def show_status(seen: Sequence[Observed], console: Console | None = None) -> None:
     """Print the table."""
     console = console or Console()
-    # Without a terminal rich assumes 80 columns and cuts words; a log or a pipe has no width.
-    (console if console.is_terminal else Console(width=200, file=console.file)).print(status_table(seen), soft_wrap=True)
+    if not console.is_terminal:  # rich would assume 80 columns and cut words; a log or a pipe has no width
+        console = Console(width=200, file=console.file)
+    console.print(status_table(seen), soft_wrap=True)
 
 
 def error_of(one: Observed) -> str:

@@ -1,4 +1,4 @@
-"""From accepted runs to jobs in Slurm's queue: nothing is written before Slurm itself has accepted every one of them."""
+"""From accepted runs to jobs in Slurm's queue: nothing is written before Slurm itself has accepted every one."""
 
 import json
 import sys
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from imgnet import rundir
-from imgnet.config import ConfigError, RunConfig, SlurmConfig
+from imgnet.config import ConfigError, SlurmConfig, plain
 from imgnet.launch import slurm
-from imgnet.launch.batch import JobArray, QueuedRun, arrays_of, batch_script
+from imgnet.launch.batch import JobArray, QueuedRun, arrays_of, batch_script, ranges
 from imgnet.launch.repeats import identity
 from imgnet.launch.snapshot import take_snapshot
 from imgnet.results.table import display_path
@@ -49,7 +49,7 @@ def show_plan(runs: Sequence[QueuedRun]) -> None:
         sys.stdout.write(f"# batch script of {_runs(array)}, cluster={array.cluster.name}\n{batch_script(array)}\n")
     for run in runs:
         sys.stdout.write(f"# configuration of run {run.number} {' '.join(run.overrides)}\n")
-        sys.stdout.write(OmegaConf.to_yaml(OmegaConf.structured(run.config)) + "\n")
+        sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(plain(run.config))) + "\n")
 
 
 def submit(runs: Sequence[QueuedRun], folder: Path, *, code: Path) -> None:
@@ -84,7 +84,7 @@ def _show_what_next(runs: Sequence[QueuedRun]) -> None:
     """Print where the runs are, and how to follow them."""
     folder = display_path(runs[0].run_dir.parent)
     first = display_path(runs[0].run_dir)
-    where = first if len(runs) == 1 else f"{folder}/{{{','.join(str(run.number) for run in runs)}}}"
+    where = first if len(runs) == 1 else f"{folder}/<{ranges(run.number for run in runs)}>"
     print(f"results: {where}\nfollow:  imgnet status {folder}\n         imgnet logs {first} -f", flush=True)
 
 
@@ -107,23 +107,17 @@ def _remember(runs: Sequence[QueuedRun], folder: Path) -> None:
     """Note the runs in the sweep's folder, so that one whose directory is lost can be made again."""
     known: dict[str, Any] = rundir.read_json(folder / MEMORY).get("runs", {})
     for run in runs:
-        known[str(run.number)] = {"overrides": run.overrides, "config": _plain(run.config)}
+        known[str(run.number)] = {"overrides": run.overrides, "config": plain(run.config)}
     text = json.dumps({"working_dir": str(Path.cwd()), "runs": known}, indent=1)
     rundir.write_atomically(folder / MEMORY, text + "\n")
 
 
-def _plain(config: RunConfig) -> Any:
-    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-
-
 def _make_run_dir(run: QueuedRun) -> None:
-    composed = OmegaConf.structured(run.config)
-    assert isinstance(composed, DictConfig)
     cluster = run.config.cluster
     assert isinstance(cluster, SlurmConfig)
     rundir.create(
         run.run_dir,
-        composed,
+        OmegaConf.create(plain(run.config)),
         None,
         overrides=run.overrides,
         seed=run.config.seed,

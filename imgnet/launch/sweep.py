@@ -48,20 +48,25 @@ def run_sweep(
         ConfigError: at least one run was refused; none was started.
         SystemExit: with 1, after all were tried, where one failed.
     """
-    _check_all(composed, overrides)
+    configs = _check_all(composed, overrides)
     numbered = dict(enumerate(composed, start=first))
     if placement_from_environment() is not None:
         returns = {number: _run_one(config, sweep_dir, number, task_function) for number, config in numbered.items()}
     else:
-        returns = _carry_out(numbered, sweep_dir, task_function, needs_results=needs_results)
+        by_number = dict(zip(numbered, configs, strict=True))
+        returns = _carry_out(numbered, by_number, sweep_dir, task_function, needs_results=needs_results)
     return _conclude([returns[number] for number in numbered if number in returns])
 
 
 def _carry_out(
-    numbered: dict[int, DictConfig], sweep_dir: Path, task_function: TaskFunction, *, needs_results: bool
+    numbered: dict[int, DictConfig],
+    configs: dict[int, RunConfig],
+    sweep_dir: Path,
+    task_function: TaskFunction,
+    *,
+    needs_results: bool,
 ) -> dict[int, JobReturn]:
     """Make the runs that were not made before. A dry run prints, and returns nothing."""
-    configs = {number: parse(config) for number, config in numbered.items()}
     returns = made_before(configs, sweep_dir)
     lacking = {number: config for number, config in numbered.items() if number not in returns}
     queued = [number for number in lacking if isinstance(configs[number].cluster, SlurmConfig)]
@@ -71,7 +76,7 @@ def _carry_out(
         return {}
     refuse_what_slurm_would(planned)
     if lacking:
-        folder = _claim(sweep_dir) if 0 in numbered else sweep_dir
+        folder = (_claim(sweep_dir) if 0 in numbered else sweep_dir).absolute()
         submit([replace(run, run_dir=folder / run.run_dir.name) for run in planned], folder, code=folder / "code")
         returns |= {number: JobReturn(working_dir=str(folder / str(number))) for number in queued}
         for number in lacking.keys() - returns.keys():
@@ -101,19 +106,22 @@ def _conclude(returns: list[JobReturn]) -> list[JobReturn]:
     return returns
 
 
-def _check_all(composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) -> None:
+def _check_all(composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) -> list[RunConfig]:
     placement = placement_from_environment()
     if placement is not None and len(composed) > 1:
         raise ConfigError([f"a sweep of {len(composed)} runs inside one job of torchrun or srun; start one run there"])
     refused: dict[str, list[str]] = {}
+    configs = []
     for config, typed in zip(composed, overrides, strict=True):
         try:
-            check(parse(config), placement)
+            configs.append(parse(config))
+            check(configs[-1], placement)
         except ConfigError as error:
             for problem in error.problems:
                 refused.setdefault(problem, []).append(" ".join(typed))
     if refused:
         raise ConfigError([problem + _where(runs, len(composed)) for problem, runs in refused.items()])
+    return configs
 
 
 def _where(runs: Sequence[str], num_runs: int) -> str:

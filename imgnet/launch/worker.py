@@ -29,11 +29,12 @@ def work(config: RunConfig, run_dir: Path, store_file: Path | None, use_gpu: boo
     assert placement is not None, "the elastic agent states a rank"
     logging.captureWarnings(capture=True)
     write_to_log(run_dir, placement.rank)
-    leave_a_word_when_ended(run_dir, placement.rank)
+    in_slurm = isinstance(config.cluster, SlurmConfig)
+    leave_a_word_when_ended(run_dir, placement.rank, ends_run=not in_slurm)  # the job's first process outlives workers
     status = 1
     try:
         with exit_record(run_dir, placement.rank), joined(placement, use_gpu, store_file) as runtime:
-            if use_gpu and isinstance(config.cluster, SlurmConfig):
+            if use_gpu and in_slurm:
                 stay_near_gpu(runtime.local_rank, runtime.local_world_size)
             run(config, runtime, run_dir)
         status = 0
@@ -60,8 +61,8 @@ def write_to_log(run_dir: Path, rank: int) -> None:
             os.dup2(handler.stream.fileno(), stream)
 
 
-def leave_a_word_when_ended(run_dir: Path, rank: int) -> None:
-    """End at once on a signal or when the launcher dies, and say so.
+def leave_a_word_when_ended(run_dir: Path, rank: int, *, ends_run: bool) -> None:
+    """End at once on a signal or when the launcher dies, and say so; with ``ends_run`` rank 0 says it of the run, too.
 
     A thread of our own waits for it, since the main thread may be inside a collective for minutes.
     """
@@ -77,7 +78,7 @@ def leave_a_word_when_ended(run_dir: Path, rank: int) -> None:
         number = os.read(reading, 1)[0] if reading in ready else 0
         error = f"ended by {signal.Signals(number).name}" if number else "the launcher was killed"
         write_exit_record(run_dir, ExitRecord(rank, "terminated", time.time(), error))
-        if rank == 0:
+        if ends_run and rank == 0:
             finish(run_dir, "failed", error)  # the launcher, where it lives, knows better and has the last word
         _flush()
         os._exit(128 + number)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 NODES = ("n1", "n2", "n3", "n4")
@@ -124,7 +125,9 @@ class PrivateSlurm:
 
     def kill_node(self, node: str) -> None:
         """What a power cut does to a node, as far as Slurm is concerned: its slurmd is gone without a word."""
-        self.daemons.pop(node).kill()
+        daemon = self.daemons.pop(node)
+        daemon.kill()
+        daemon.wait()
 
     def wait_for_nodes(self, state: str, timeout_s: float = 30) -> None:
         """Wait until all nodes are in ``state``."""
@@ -136,7 +139,9 @@ class PrivateSlurm:
             except RuntimeError:
                 pass  # slurmctld is not there yet
             time.sleep(0.2)
-        logs = "".join(path.read_text()[-2000:] for ending in ("log", "out") for path in self.folder.glob(f"*.{ending}"))
+        logs = "".join(
+            path.read_text()[-2000:] for ending in ("log", "out") for path in self.folder.glob(f"*.{ending}")
+        )
         raise TimeoutError(f"nodes are not {state} after {timeout_s} s\n{logs}")
 
     def stop(self) -> None:
@@ -227,7 +232,5 @@ if __name__ == "__main__":
     with PrivateSlurm() as slurm:
         print(f"export SLURM_CONF={slurm.folder}/slurm.conf", flush=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        try:
+        with suppress(KeyboardInterrupt):
             signal.pause()
-        except KeyboardInterrupt:
-            pass
