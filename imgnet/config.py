@@ -76,6 +76,8 @@ class ModelConfig:
     name: str = MISSING
     pretrained: bool = False
     """Start from the published weights of that name (downloaded by torchvision or timm)."""
+    weights: str | None = None
+    """Start from, or evaluate, this exported model (``.safetensors``)."""
 
 
 @dataclass
@@ -219,6 +221,20 @@ class SlurmConfig(ClusterConfig):
 
 
 @dataclass
+class CheckpointConfig:
+    """What is kept so that a run can go on exactly: every worker's whole state, at one step."""
+
+    every_epochs: int | None = 1
+    """null: not at the end of epochs."""
+    every_min: float | None = None
+    """Minutes between checkpoints, within epochs too; null: not by the clock."""
+    keep_last: int = 2
+    """How many of the newest are kept, beside the best."""
+    allow_differences: bool = False
+    """Start from a checkpoint of another topology, optimizer or model settings, by its averaged model."""
+
+
+@dataclass
 class TrackingConfig:
     """What is shown and sent while a run goes on. Files in the run directory are always written."""
 
@@ -235,8 +251,9 @@ class RunConfig:
 
     name: str = MISSING
     mode: Mode = Mode.train
-    checkpoint: str | None = None
-    """``mode=evaluate``: an exported model (``.safetensors``); null: the weights of ``model.pretrained``."""
+    resume: str = "auto"
+    """``auto``: an unfinished run of the same configuration is continued in its directory, from its newest whole
+    checkpoint; ``none``: start anew; a path: start from that checkpoint, or from the newest of that run directory."""
     seed: int = 1
     epochs: int = MISSING
     max_steps: int | None = None
@@ -260,6 +277,7 @@ class RunConfig:
     topology: TopologyConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     cluster: ClusterConfig = MISSING
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

@@ -185,7 +185,7 @@ def check_run_directory(run: Path, epochs: int, workers: int) -> None:
 def score_again(run: Path, cwd: Path, digits_root: Path) -> None:
     model = run / "checkpoints" / "final.safetensors"
     done = run_py(
-        *quick(digits_root, "mode=evaluate", f"checkpoint={model}", "cluster.cpu_workers_per_node=3", "name=again"),
+        *quick(digits_root, "mode=evaluate", f"model.weights={model}", "cluster.cpu_workers_per_node=3", "name=again"),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from imgnet.checkpoint.manifest import DamagedError, checkpoints_at, differences, read_manifest
 from imgnet.config import (
     AccumAdamConfig,
     AdamConfig,
@@ -44,7 +45,12 @@ def check(config: RunConfig, placement: Placement | None = None) -> Layout:
     problems += _lengths(config) + _cluster(config)
     if layout is not None and layout.world_size > 0:
         problems += _batches(config, layout) + _topology(config, layout)
-    problems += _model(config) + data_checks.problems(config.data) + _optimizer(config.optimizer, config.epochs)
+    problems += (
+        _model(config)
+        + _checkpoint(config)
+        + data_checks.problems(config.data)
+        + _optimizer(config.optimizer, config.epochs)
+    )
     if problems:
         raise ConfigError(problems)
     assert layout is not None
@@ -79,15 +85,44 @@ def _lengths(config: RunConfig) -> list[str]:
 
 
 def _model(config: RunConfig) -> list[str]:
-    if config.mode is Mode.train:
-        return ["checkpoint=... is read by mode=evaluate only"] if config.checkpoint else []
-    if config.checkpoint is None:
-        return [] if config.model.pretrained else ["mode=evaluate needs checkpoint=<file> or model.pretrained=true"]
-    path = Path(config.checkpoint)
-    if not path.is_file():
-        return [f"checkpoint={config.checkpoint}: there is no such file"]
-    if path.suffix != ".safetensors":
-        return [f"checkpoint={config.checkpoint}: an exported model ends in .safetensors"]
+    weights, pretrained = config.model.weights, config.model.pretrained
+    if weights is None:
+        nothing = config.mode is Mode.evaluate and not pretrained
+        return ["mode=evaluate needs model.weights=<file> or model.pretrained=true"] if nothing else []
+    if pretrained:
+        return [f"model.pretrained=true contradicts model.weights={weights}; choose one"]
+    if not Path(weights).is_file():
+        return [f"model.weights={weights}: there is no such file"]
+    if Path(weights).suffix != ".safetensors":
+        return [f"model.weights={weights}: an exported model ends in .safetensors"]
+    return []
+
+
+def _checkpoint(config: RunConfig) -> list[str]:
+    wanted = config.checkpoint
+    problems = _at_least(1, checkpoint__every_epochs=wanted.every_epochs, checkpoint__keep_last=wanted.keep_last)
+    if wanted.every_min is not None and wanted.every_min <= 0:
+        problems.append(f"checkpoint.every_min={wanted.every_min} must be positive; null for never")
+    if config.resume not in ("auto", "none"):
+        problems += _resume(config)
+    return problems
+
+
+def _resume(config: RunConfig) -> list[str]:
+    if not Path(config.resume).is_dir():
+        return [f"resume={config.resume}: neither auto, none, nor the folder of a checkpoint or a run"]
+    found = checkpoints_at(Path(config.resume))
+    if not found:
+        return [f"resume={config.resume}: there is no whole checkpoint in that folder"]
+    try:
+        different = differences(read_manifest(found[0]), config)
+    except DamagedError as damage:
+        return [f"resume={damage}"]
+    if different and not config.checkpoint.allow_differences:
+        return [
+            f"resume={config.resume} is of another run: {'; '.join(different)}. checkpoint.allow_differences=true "
+            "starts from its averaged model all the same"
+        ]
     return []
 
 

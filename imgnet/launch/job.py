@@ -40,9 +40,11 @@ def main(run_dir: Path, command: list[str]) -> int:
     ended_by: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: ended_by.append(number))
     _begin(run_dir)
-    status = _wait(subprocess.Popen([*command, *_meeting_point()]), ended_by)
-    if status == 0 and rundir.read_json(run_dir / "run.json").get("status") == "completed":
-        return 0
+    # Slurm sends SIGTERM to the tasks as well, and a second one would end them before they have saved.
+    status = subprocess.run([*command, *_meeting_point()], check=False).returncode
+    said = rundir.read_json(run_dir / "run.json").get("status")
+    if status == 0 and said in ("completed", "preempted"):
+        return int(said == "preempted")
     failure = _why(run_dir, status, ended=bool(ended_by))
     rundir.finish(run_dir, "failed", failure.summary)
     sys.stderr.write(f"{failure}\n")
@@ -63,16 +65,6 @@ def _meeting_point() -> list[str]:
     with closing(socket.socket()) as probe:
         probe.bind(("", 0))
         return [f"{socket.gethostname()}:{probe.getsockname()[1]}"]
-
-
-def _wait(tasks: subprocess.Popen[bytes], ended_by: list[int]) -> int:
-    """The exit status of srun. Slurm sends SIGTERM to the tasks as well, which end by themselves."""
-    while True:
-        try:
-            return tasks.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            if ended_by:
-                tasks.send_signal(signal.SIGTERM)
 
 
 def _why(run_dir: Path, status: int, *, ended: bool) -> RunFailed:

@@ -2,10 +2,12 @@
 
 import logging
 import multiprocessing
+import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from imgnet.rundir import ExitRecord, read_exit_records
 from imgnet.runtime import available_cores, prefer_loopback, share_threads
 
 LOOPBACK = "127.0.0.1"
-AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+AGENT_SIGNALS = (signal.SIGHUP, signal.SIGQUIT)
 
 
 class RunFailed(RuntimeError):  # noqa: N818  (it names what happened)
@@ -68,7 +71,7 @@ def run_agent(
 
     from imgnet.launch.worker import work
 
-    with _signals_restored(), _quiet():
+    with _stopping_in_order(), _quiet():
         settings = LaunchConfig(
             min_nodes=layout.num_nodes,
             max_nodes=layout.num_nodes,
@@ -77,6 +80,7 @@ def run_agent(
             rdzv_backend="c10d",
             max_restarts=0,
             start_method="forkserver",  # torch is imported once, not once for each worker
+            signals_to_handle=",".join(number.name for number in AGENT_SIGNALS),
             **meeting,
         )
         try:
@@ -90,14 +94,33 @@ def run_agent(
 
 def _start_importing() -> None:
     """Have the process that workers are forked from import torch while this one does the same."""
+    # Slurm may send it to every process of a step: those that do not know it must not die of it.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     multiprocessing.set_forkserver_preload(["__main__", "imgnet.launch.preload"])
     forkserver.ensure_running()
 
 
 @contextmanager
-def _signals_restored() -> Iterator[None]:
-    """The agent replaces signal handlers and leaves them so."""
-    before = {number: signal.getsignal(number) for number in AGENT_SIGNALS}
+def _stopping_in_order() -> Iterator[None]:
+    """The first Ctrl-C, SIGTERM or SIGUSR2 has the workers save and end; a second one of the first two ends them."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, *AGENT_SIGNALS)}
+    asked: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        workers = multiprocessing.active_children()
+        if (asked and number != signal.SIGUSR2) or not workers:
+            raise SignalException(f"got {signal.Signals(number).name}", sigval=signal.SIGTERM)
+        asked.append(number)
+        if number == signal.SIGINT:
+            sys.stderr.write("saving; Ctrl-C again ends at once\n")
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid or 0, signal.SIGUSR2)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 It ends non-zero when a worker of its node failed, so that ``srun --kill-on-bad-exit`` ends the tasks of all others.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -17,8 +18,8 @@ from imgnet.runtime import slurm_task
 
 LATE_S = 600
 """How much later than another a node may come, when Python is read from a busy file system."""
-GRACE_S = 8.0
-"""How long this node's workers have to end in order; Slurm kills what is left after its own KillWait (30 s)."""
+GRACE_S = 20.0
+"""How long this node's workers have to save and end; Slurm kills what is left after its own KillWait (30 s)."""
 
 
 def main(run_dir: Path, meeting_point: str | None) -> int:
@@ -54,8 +55,8 @@ def main(run_dir: Path, meeting_point: str | None) -> int:
 def _end_even_if_stuck() -> None:
     """After SIGTERM end within seconds, also where the agent waits for other nodes and hears no signal.
 
-    torch's agent waits up to five minutes for the agents of other nodes, inside a call that Python cannot interrupt.
-    Workers end by themselves when this process is gone.
+    When its own workers are done, torch's agent waits up to five minutes for the agents of other nodes, inside a call
+    that Python cannot interrupt. Workers end by themselves when this process is gone.
     """
     reading, writing = os.pipe2(os.O_NONBLOCK)
     os.set_blocking(reading, True)
@@ -64,7 +65,8 @@ def _end_even_if_stuck() -> None:
     def wait() -> None:
         while os.read(reading, 1)[0] != signal.SIGTERM:
             pass
-        time.sleep(GRACE_S)
+        if multiprocessing.active_children():
+            time.sleep(GRACE_S)
         os._exit(1)
 
     threading.Thread(target=wait, name="grace", daemon=True).start()

@@ -16,7 +16,7 @@ from imgnet.launch.observe import Observed, observe
 from imgnet.results.table import display_path
 from imgnet.rundir import read_json
 
-NOT_IN_THE_RESULT = ("tracking", "log_every_steps", "skip_completed")
+NOT_IN_THE_RESULT = ("tracking", "log_every_steps", "skip_completed", "checkpoint")
 NOT_IN_THE_RESULT_OF_CLUSTER = (
     "account",
     "dry_run",
@@ -35,6 +35,8 @@ STANDARD_FOLDER = Path("multirun_outputs")
 def identity(config: RunConfig) -> str:
     """Sixteen hexadecimal digits, the same for runs that would give the same result."""
     values = {key: value for key, value in plain(config).items() if key not in NOT_IN_THE_RESULT}
+    if config.resume in ("auto", "none"):
+        del values["resume"]
     cluster = values["cluster"].items()
     values["cluster"] = {key: value for key, value in cluster if key not in NOT_IN_THE_RESULT_OF_CLUSTER}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

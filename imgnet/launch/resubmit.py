@@ -1,6 +1,5 @@
 """Queue again what did not come to its end: the failed runs of a sweep, and those whose directories are gone."""
 
-import shutil
 from contextlib import chdir
 from itertools import count
 from pathlib import Path
@@ -19,7 +18,7 @@ from imgnet.rundir import read_json
 def resubmit(path: Path) -> None:
     """Submit the failed and the missing runs of a sweep again, with the code as it is now.
 
-    What the failed ones left is kept in ``attempts/`` of their directories.
+    Each goes on in its directory, from its newest checkpoint if it has one.
 
     Args:
         path: the folder of a sweep that was submitted to Slurm, or one of its runs.
@@ -37,8 +36,6 @@ def resubmit(path: Path) -> None:
         for run in runs:
             check(run.config)
         refuse_what_slurm_would(runs)
-        for run in runs:
-            _put_aside(run.run_dir)
         submit(runs, folder, code=_free_name(folder / "code"))
 
 
@@ -58,18 +55,6 @@ def _not_completed(folder: Path, only: str | None) -> list[QueuedRun]:
 def _queued_run(run_dir: Path, memory: dict[str, object]) -> QueuedRun:
     config = parse_saved(OmegaConf.create(memory["config"]))  # type: ignore[arg-type]
     return QueuedRun(int(run_dir.name), config, list(memory["overrides"]), run_dir)  # type: ignore[call-overload]
-
-
-def _put_aside(run_dir: Path) -> None:
-    """Move what an attempt left into ``attempts/<number>/``, so that the next one starts with an empty folder."""
-    if not run_dir.is_dir():
-        return
-    attempts = run_dir / "attempts"
-    target = _free_name(attempts / "attempt")
-    target.mkdir(parents=True)
-    for path in run_dir.iterdir():
-        if path != attempts:
-            shutil.move(path, target / path.name)
 
 
 def _free_name(path: Path) -> Path:

@@ -65,11 +65,13 @@ def _run_here(config: RunConfig, run_dir: Path, layout: Layout) -> None:
     except KeyboardInterrupt:
         rundir.finish(run_dir, "failed", "interrupted")
         raise
+    if rundir.read_json(run_dir / "run.json")["status"] == "preempted":
+        raise KeyboardInterrupt(f"saved in {run_dir}; the same command goes on from there")
 
 
 def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement: Placement, layout: Layout) -> None:
     """Be the worker that torchrun or srun made of this process."""
-    from imgnet.launch.worker import exit_record, leave_a_word_when_ended, write_to_log
+    from imgnet.launch.worker import exit_record, watch_signals, write_to_log
     from imgnet.parallel.collectives import agree
     from imgnet.runtime import joined
     from imgnet.train import run
@@ -79,10 +81,10 @@ def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement
             _create(run_dir, composed, config, layout)
         run_dir = Path(agree(str(run_dir)))
         write_to_log(run_dir, runtime.rank)
-        leave_a_word_when_ended(run_dir, runtime.rank, ends_run=True)
+        stop = watch_signals(run_dir, runtime.rank, ends_run=True)
         try:
             with exit_record(run_dir, runtime.rank):
-                run(config, runtime, run_dir)
+                run(config, runtime, run_dir, stop)
         except Exception as error:
             if runtime.is_main:
                 rundir.finish(run_dir, "failed", f"rank {runtime.rank} failed: {error}")

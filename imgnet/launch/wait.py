@@ -71,4 +71,4 @@ def _put_down(ended: Observed, result: JobReturn) -> None:
         result.return_value = read_json(ended.run_dir / "summary.json").get("val_acc1")
     else:
         result.status = JobStatus.FAILED
-        result.return_value = RunFailed(str(ended.run.get("error")), f"logs: {ended.run_dir / 'logs'}")
+        result.return_value = RunFailed(str(ended.run.get("error") or ended.status), f"logs: {ended.run_dir / 'logs'}")

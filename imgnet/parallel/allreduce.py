@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from imgnet.optim.loss_scale import LossScaler
+from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.averaging import float_buffers, standing_in
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
 from imgnet.runtime import Runtime
@@ -93,6 +94,15 @@ class AllReduce(Strategy):
         """See :meth:`Strategy.averaged`. Parameters are equal already; batch norm's statistics are not."""
         with standing_in(float_buffers(self._module)):
             yield Average(self._module, consensus_distance=0.0)
+
+    def state(self) -> dict[str, Any]:
+        """See :meth:`Strategy.state`."""
+        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :meth:`Strategy.restore`."""
+        restore_optimizer(self._optimizer, state["optimizer"])
+        self._scaler.restore(state["scaler"])
 
     def communication_wait_s(self) -> float:
         """0: DDP waits inside its own backward pass and does not say how long."""

@@ -8,7 +8,7 @@ averaged for evaluation and handed back.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import final
+from typing import Any, final
 
 import torch
 from decent_dp.ddp import DecentralizedDataParallel
@@ -88,6 +88,13 @@ class DecentDp(Strategy):
         parameters = [parameter.data for parameter in self._module.parameters()]
         with standing_in(float_buffers(self._module)), standing_in(parameters) as distance:
             yield Average(self._module, distance)
+
+    def state(self) -> None:
+        """None: the package has no state that could be saved and put back."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Never called, for want of a state."""
+        raise AssertionError(f"decent-dp cannot go on from {sorted(state)}")
 
     def communication_wait_s(self) -> float:
         """0: the package does not say how long it waits."""

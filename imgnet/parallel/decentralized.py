@@ -11,7 +11,7 @@ of parameters by itself, as soon as the backward pass has that bucket's gradient
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from imgnet.optim.loss_scale import LossScaler
+from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.averaging import float_buffers, standing_in
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.flat import NamedParameter, flatten, split_into_buckets
@@ -155,6 +156,23 @@ class Decentralized(Strategy):
         blocks = [bucket.block for bucket in self._buckets]
         with standing_in(float_buffers(self._module)), standing_in(blocks) as distance:
             yield Average(self._module, distance)
+
+    def state(self) -> dict[str, Any]:
+        """See :meth:`Strategy.state`. Averages that are under way are left out: they follow from the parameters."""
+        return {
+            "num_steps": self._num_steps,
+            "optimizers": [bucket.optimizer.state_dict() for bucket in self._buckets],
+            "scaler": self._scaler.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :meth:`Strategy.restore`. Starts the averages anew that were under way; the same numbers come of it."""
+        self._num_steps = state["num_steps"]
+        self._scaler.restore(state["scaler"])
+        for bucket, optimizer_state in zip(self._buckets, state["optimizers"], strict=True):
+            restore_optimizer(bucket.optimizer, optimizer_state)
+            if self._num_steps > 0:
+                bucket.finish = self._mixer.start(bucket.block, bucket.buffer, self._num_steps - 1)
 
     def communication_wait_s(self) -> float:
         """See :meth:`Strategy.communication_wait_s`."""

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Module, Parameter
@@ -37,6 +38,17 @@ class Strategy(ABC):
 
         Inside, parameters and float buffers are those of the average; after it they are bit for bit as before.
         """
+
+    @abstractmethod
+    def state(self) -> dict[str, Any] | None:
+        """All that :meth:`restore` needs beside the model's own ``state_dict``: dicts, lists, tensors and numbers.
+
+        Tensors are the live ones; copy them before the next step. None: a run of this kind cannot be continued.
+        """
+
+    @abstractmethod
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as if the steps that led to ``state`` had just been made here; the model is restored already."""
 
     @abstractmethod
     def communication_wait_s(self) -> float:

@@ -57,5 +57,5 @@ def _metrics(run_dir: Path) -> pd.DataFrame:
 
 
 def _ratio(tables: Sequence[pd.DataFrame], column: str) -> float:
-    values = pd.concat([table[column] for table in tables])
+    values = pd.concat([table[column] for table in tables]).dropna().to_numpy()
     return float(values.max() / values.min())

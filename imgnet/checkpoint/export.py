@@ -23,6 +23,7 @@ def export_model(path: Path, module: nn.Module, about: Mapping[str, Any]) -> Non
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(tensors, beside, metadata={"format": "pt", "imgnet": json.dumps(dict(about))})
+    beside.chmod(0o644)  # the library makes it private to the user
     beside.replace(path)
 
 
