@@ -5,8 +5,10 @@ Units are in the names: ``_epochs``, ``_steps``, ``_min`` (minutes), ``_gb`` (10
 ``_px`` (pixels).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
+from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -186,11 +188,14 @@ class LocalConfig(ClusterConfig):
 
 @dataclass
 class SlurmConfig(ClusterConfig):
-    """A Slurm job: ``nodes`` nodes with ``gpus_per_node`` workers each."""
+    """A Slurm job: ``nodes`` nodes with ``gpus_per_node`` workers each, one for each GPU."""
 
     nodes: int = MISSING
     gpus_per_node: int = MISSING
-    gpu_type: str = MISSING
+    gpu_type: str | None = None
+    """As the cluster's Slurm calls it; null: any."""
+    accelerator: Accelerator = Accelerator.gpu
+    """``cpu``: the job asks for its GPUs all the same, but its workers compute on the CPU. For trials."""
     cpus_per_gpu: int = 8
     mem_gb: int | None = None
     """Memory of each node; null: Slurm's default."""
@@ -202,11 +207,17 @@ class SlurmConfig(ClusterConfig):
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables of the workers. No secrets: this is written to the run directory."""
     setup: list[str] = field(default_factory=list)
-    """Shell lines before the workers start, such as ``module load cuda``."""
+    """Shell lines before the workers start, such as ``module load cuda``. The first that fails ends the job."""
     sbatch: dict[str, str] = field(default_factory=dict)
-    """Further sbatch options, by their long names."""
+    """Further sbatch options, by their long names; one that takes no value has an empty one."""
     srun: list[str] = field(default_factory=list)
     """Further srun arguments."""
+    max_parallel: int | None = None
+    """How many runs of a sweep may be in progress at once, of those with equal resources; null: no bound of ours."""
+    wait: bool = False
+    """Show progress until all runs have ended, and exit non-zero if one failed; false: submit and return."""
+    dry_run: bool = False
+    """Print the batch script and the configuration, and queue nothing."""
 
 
 @dataclass
@@ -259,6 +270,8 @@ class RunConfig:
     """Gradients are scaled down to this Euclidean norm over the whole model of a worker."""
     evaluate_every_epochs: int = 1
     log_every_steps: int = 50
+    skip_completed: bool | None = None
+    """Leave out runs that are already completed with the same configuration; null: on Slurm yes, elsewhere no."""
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     topology: TopologyConfig = MISSING
@@ -303,3 +316,40 @@ def parse(composed: DictConfig) -> RunConfig:
     config = OmegaConf.to_object(task)
     assert isinstance(config, RunConfig)
     return config
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The values of a configuration without types, as YAML and JSON hold them; :func:`parse_saved` reads them."""
+    return asdict(config, dict_factory=lambda pairs: {key: _plain_value(value) for key, value in pairs})
+
+
+def _plain_value(value: Any) -> Any:
+    return value.name if isinstance(value, Enum) else value
+
+
+def read(path: Path) -> RunConfig:
+    """The configuration that a run directory holds, typed again: YAML does not say which schema a group had.
+
+    Raises:
+        ConfigError: keys without a value.
+    """
+    saved = OmegaConf.load(path)
+    assert isinstance(saved, DictConfig)
+    return parse_saved(saved)
+
+
+def parse_saved(saved: DictConfig) -> RunConfig:
+    """The same from values without types, for every key of a run.
+
+    Raises:
+        ConfigError: keys without a value.
+    """
+    for group, schemas in GROUP_SCHEMAS.items():
+        saved[group] = OmegaConf.merge(_schema_of(set(saved[group]), list(schemas.values())), saved[group])
+    return parse(saved)
+
+
+def _schema_of(keys: set[str], schemas: list[type]) -> type:
+    """The smallest schema that knows all ``keys``; the largest where none does, which then names the unknown one."""
+    by_size = sorted(schemas, key=lambda schema: len(fields(schema)))
+    return next((schema for schema in by_size if keys <= {entry.name for entry in fields(schema)}), by_size[-1])

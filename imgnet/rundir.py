@@ -3,11 +3,12 @@
 ======================  =====================================================================================
 ``.hydra/``             the composed configuration and the overrides
 ``run.json``            command, commit, versions, hosts, workers, seed, start and end, ``status``, ``error``
+``submission.json``     a Slurm run's job, when it was submitted and with which code; written by who submitted
 ``metrics.csv``         one row for each epoch
 ``steps.jsonl``         one row for each logged step
 ``summary.json``        final and best metrics, training time, ``status``
 ``checkpoints/``        exported models
-``logs/rank_<k>.log``   one for each worker; ``rank_<k>.exit.json`` where one ended badly
+``logs/rank_<k>.log``   one for each worker; ``rank_<k>.exit.json`` is its last word; ``slurm.log`` is the job's output
 ======================  =====================================================================================
 """
 
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,20 +30,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from imgnet.runtime import running_under_slurm
 
-STATUSES = ("running", "completed", "failed", "preempted")
+STATUSES = ("queued", "running", "completed", "failed", "preempted")
 VERSIONS_OF = ("imgnet", "torch", "torchvision", "timm", "decent-dp", "hydra-core", "numpy")
 
 
 @dataclass(frozen=True)
 class ExitRecord:
-    """The last word of a worker that did not end well: it ``raised``, or was ``terminated`` by a signal."""
+    """The last word of a worker: it ``completed``, ``raised``, or was ``terminated`` by a signal."""
 
     rank: int
     how: str
     time: float
     """Seconds since 1970."""
     error: str
-    """One line."""
+    """One line; empty where it completed."""
     traceback: str = ""
 
 
@@ -60,8 +62,21 @@ def create(
     overrides: Sequence[str],
     seed: int,
     world_size: int,
+    identity: str,
+    status: str = "running",
 ) -> None:
-    """Make a new run directory with its configuration and a ``run.json`` that says ``running``. For one process."""
+    """Make a new run directory with its configuration and a ``run.json``. For one process.
+
+    Args:
+        run_dir: the directory.
+        composed: the run's configuration.
+        hydra: Hydra's own part, where it is known.
+        overrides: what the user typed.
+        seed: of the run.
+        world_size: number of workers.
+        identity: the same for runs that would give the same result (:mod:`imgnet.launch.repeats`).
+        status: ``running``, or ``queued`` where it starts later.
+    """
     for folder in (run_dir / ".hydra", run_dir / "checkpoints", run_dir / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
     (run_dir / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(composed), encoding="utf-8")
@@ -70,7 +85,7 @@ def create(
         (run_dir / ".hydra" / "hydra.yaml").write_text(OmegaConf.to_yaml(hydra), encoding="utf-8")
     write_run(
         run_dir,
-        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        command=_command(),
         overrides=list(overrides),
         commit=_git("rev-parse", "HEAD"),
         dirty=bool(_git("status", "--porcelain")),
@@ -80,9 +95,10 @@ def create(
         slurm_job_id=running_under_slurm(),
         world_size=world_size,
         seed=seed,
-        start=now(),
+        identity=identity,
+        start=now() if status == "running" else None,
         end=None,
-        status="running",
+        status=status,
         error=None,
     )
 
@@ -92,6 +108,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _command() -> list[str]:
+    """What was typed; ``sys.argv`` is what Hydra was shown of it (:mod:`imgnet.launch.commandline`)."""
+    script, words = sys.argv[0], sys.orig_argv
+    typed = words[words.index(script) + 1 :] if script in words else sys.argv[1:]
+    return [Path(script).name, *typed]
+
+
+@cache  # asked once for each run of a sweep
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
@@ -102,6 +126,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

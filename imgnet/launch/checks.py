@@ -17,6 +17,7 @@ from imgnet.config import (
     SlurmConfig,
 )
 from imgnet.data import checks as data_checks
+from imgnet.launch import batch
 from imgnet.launch.layout import Layout, layout_of
 from imgnet.parallel.topology import build_topology
 from imgnet.runtime import Placement
@@ -177,7 +178,9 @@ def _cluster(config: RunConfig) -> list[str]:
         cluster__cpus_per_gpu=cluster.cpus_per_gpu,
         cluster__timeout_min=cluster.timeout_min,
         cluster__mem_gb=cluster.mem_gb,
+        cluster__max_parallel=cluster.max_parallel,
     )
+    problems += batch.problems(cluster)
     problems += [
         f"cluster.env.{name}: a secret would be written to the run directory; export it in your shell instead"
         for name in cluster.env

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 from imgnet.config import RunConfig
 from imgnet.launch.layout import Layout
@@ -37,6 +38,31 @@ def run_workers(config: RunConfig, run_dir: Path, layout: Layout) -> None:
         KeyboardInterrupt: Ctrl-C, or SIGTERM to this process; all workers have been ended.
     """
     prefer_loopback()
+    with tempfile.TemporaryDirectory(prefix="imgnet-") as folder:
+        meeting = {
+            "rdzv_endpoint": str(Path(folder) / "rendezvous"),
+            "rdzv_configs": {"store_type": "file"},
+            "local_addr": LOOPBACK,
+        }
+        run_agent(config, run_dir, layout, meeting, Path(folder) / "store")
+
+
+def run_agent(
+    config: RunConfig, run_dir: Path, layout: Layout, meeting: dict[str, Any], store_file: Path | None
+) -> None:
+    """Start this node's workers through torch's elastic agent and wait until those of all nodes have ended.
+
+    Args:
+        config: the run.
+        run_dir: its directory.
+        layout: the nodes, for each of which one process calls this.
+        meeting: where the agents find each other, in the words of torch's ``LaunchConfig``.
+        store_file: the file through which workers of one node find each other; None: at the agents' meeting point.
+
+    Raises:
+        RunFailed: a worker failed; all others of this node have been ended.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM to this process; all workers of this node have been ended.
+    """
     share_threads(max(1, available_cores() // layout.workers_per_node))
     _start_importing()
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -45,22 +71,20 @@ def run_workers(config: RunConfig, run_dir: Path, layout: Layout) -> None:
 
     from imgnet.launch.worker import work
 
-    with tempfile.TemporaryDirectory(prefix="imgnet-") as folder, _stopping_in_order(), _quiet():
+    with _stopping_in_order(), _quiet():
         settings = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
+            min_nodes=layout.num_nodes,
+            max_nodes=layout.num_nodes,
             nproc_per_node=layout.workers_per_node,
             run_id=run_dir.name,
             rdzv_backend="c10d",
-            rdzv_endpoint=str(Path(folder) / "rendezvous"),
-            rdzv_configs={"store_type": "file"},
-            local_addr=LOOPBACK,
             max_restarts=0,
             start_method="forkserver",  # torch is imported once, not once for each worker
             signals_to_handle=",".join(number.name for number in AGENT_SIGNALS),
+            **meeting,
         )
         try:
-            elastic_launch(settings, work)(config, run_dir, Path(folder) / "store", layout.use_gpu)
+            elastic_launch(settings, work)(config, run_dir, store_file, layout.use_gpu)
         except ChildFailedError as error:
             exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
             raise root_cause(run_dir, layout.world_size, exit_codes) from None
@@ -128,6 +152,7 @@ def root_cause(run_dir: Path, world_size: int, exit_codes: dict[int, int]) -> Ru
     records = read_exit_records(run_dir)
     raised = [record for record in records.values() if record.how == "raised"]
     silent = [rank for rank in range(world_size) if rank not in records]
+    records = {rank: record for rank, record in records.items() if record.how != "completed"}
     if silent and (raised or len(silent) < world_size):
         return RunFailed(_without_a_word(silent, exit_codes), f"logs: {run_dir / 'logs'}")
     if raised:

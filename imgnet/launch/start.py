@@ -11,6 +11,7 @@ from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse
 from imgnet.launch.checks import check
 from imgnet.launch.layout import Layout
 from imgnet.launch.local import RunFailed, run_workers
+from imgnet.launch.repeats import identity
 from imgnet.results.table import show_run
 from imgnet.runtime import Placement, placement_from_environment
 
@@ -34,7 +35,7 @@ def launch(composed: DictConfig) -> float | None:
         return None
     if isinstance(config.cluster, SlurmConfig):
         raise ConfigError(
-            [f"cluster={config.cluster.name}: submission to Slurm is not built yet; start this command with srun"]
+            [f"cluster={config.cluster.name}: leave hydra.mode and hydra/launcher alone; only ours submits to Slurm"]
         )
     _create(run_dir, composed, config, layout)
     _run_here(config, run_dir, layout)
@@ -44,14 +45,14 @@ def launch(composed: DictConfig) -> float | None:
 
 def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layout) -> None:
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
     rundir.create(
         run_dir,
         composed,
         OmegaConf.structured(hydra),
-        overrides=overrides,
+        overrides=list(hydra.overrides.task),
         seed=config.seed,
         world_size=layout.world_size,
+        identity=identity(config),
     )
 
 
@@ -80,7 +81,7 @@ def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement
             _create(run_dir, composed, config, layout)
         run_dir = Path(agree(str(run_dir)))
         write_to_log(run_dir, runtime.rank)
-        stop = watch_signals(run_dir, runtime.rank)
+        stop = watch_signals(run_dir, runtime.rank, ends_run=True)
         try:
             with exit_record(run_dir, runtime.rank):
                 run(config, runtime, run_dir, stop)
