@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
+from imgnet.checkpoint.cli import app as checkpoint_app
 from imgnet.config import ConfigError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+app.add_typer(checkpoint_app, name="checkpoint")
 
 Runs = Annotated[list[Path], typer.Argument(help="Run directories, or the folders of sweeps.")]
 

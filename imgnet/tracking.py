@@ -268,7 +268,11 @@ def start_wandb(tracking: TrackingConfig, config: dict[str, Any], run_dir: Path,
     online = tracking.wandb is WandbMode.online or (
         tracking.wandb is WandbMode.auto and wandb.login(prompt=False)  # type: ignore[call-arg]
     )
-    return wandb.init(
+    # One run there for all processes that work on the run here, one after the other.
+    known = rundir.read_json(run_dir / "run.json").get("wandb_id")
+    started = wandb.init(
+        id=known,
+        resume="allow",
         project=tracking.project,
         entity=tracking.entity,
         name=name,
@@ -276,3 +280,5 @@ def start_wandb(tracking: TrackingConfig, config: dict[str, Any], run_dir: Path,
         mode="online" if online else "offline",
         config=json.loads(json.dumps(config, default=lambda value: value.value)),
     )
+    rundir.write_run(run_dir, wandb_id=started.id)
+    return started

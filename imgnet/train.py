@@ -1,5 +1,6 @@
 """The training of one worker, from its configuration to its last step. The only training loop."""
 
+import logging
 import math
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,6 +39,8 @@ from imgnet.runtime import Runtime
 from imgnet.tracking import Tracker
 
 EVAL_IMAGES_PER_BATCH = 256
+
+log = logging.getLogger("imgnet")
 
 
 def run(config: RunConfig, runtime: Runtime, run_dir: Path, stop: threading.Event) -> None:
@@ -119,6 +123,14 @@ def objective_of(config: RunConfig) -> Objective:
         return functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
 
     return objective
+
+
+def _export_if_there_is_room(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
+    """The best model so far: worth a warning where it cannot be written, and not the run."""
+    try:
+        export_model(path, module, about)
+    except (OSError, SafetensorError) as error:
+        log.warning("%s not written: %s; training goes on", path.name, error)
 
 
 @dataclass
@@ -297,7 +309,7 @@ class Loop:
         about = {"settings": trained_settings(self.config), "epoch": row["epoch"], "step": row["step"]} | vars(scores)
         folder = self.run_dir / "checkpoints"
         if is_best:
-            export_model(folder / "best.safetensors", module, about)
+            _export_if_there_is_room(folder / "best.safetensors", module, about)
         if self.progress.step >= self.num_steps:
             export_model(folder / "final.safetensors", module, about)
 

@@ -2,9 +2,9 @@
 
     python -m tests.kill_and_resume [--kills 30] [--seed 0] [--epochs 120]
 
-By turns one worker, all processes, and the launcher get SIGKILL. Checkpoints are made several times a second, so that some
-kills fall into the writing of one. At the end every worker's parameters, buffers, optimizer and random states, and the
-rows of metrics.csv, must equal those of the undisturbed run bit for bit. Takes some 5 minutes on two cores; run by hand.
+By turns one worker, all processes, and the launcher get SIGKILL. Checkpoints are made several times a second, so that
+some kills fall into the writing of one. At the end every worker's parameters, buffers, optimizer and random states, and
+the rows of metrics.csv, must equal those of the undisturbed run bit for bit. Some 5 minutes on two cores; run by hand.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def kill_somewhere(process: subprocess.Popen[str], victim: str, delay_s: float) 
             return False
         time.sleep(0.01)
     everybody = [process.pid, *children_of(process.pid)]
-    targets = {"worker": [random.choice(workers)], "all": everybody, "launcher": [process.pid]}[victim]  # noqa: S311
+    targets = {"worker": [random.choice(workers)], "all": everybody, "launcher": [process.pid]}[victim]
     for pid in targets:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -97,7 +97,7 @@ def main() -> None:
         counts: Counter[str] = Counter()
         while counts.total() < options.kills:
             victim = VICTIMS[counts.total() % len(VICTIMS)]
-            if not kill_somewhere(start(rough, options.epochs), victim, random.uniform(0, 4)):  # noqa: S311
+            if not kill_somewhere(start(rough, options.epochs), victim, random.uniform(0, 4)):
                 break
             counts[victim] += 1
             run_dir = run_dir_in(rough)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -65,9 +66,10 @@ def worker_pids(processes: list[int]) -> list[int]:
     """The processes that write a worker's log."""
     found = []
     for pid in processes:
-        files = [link.resolve() for link in Path(f"/proc/{pid}/fd").iterdir()]
-        if any(file.suffix == ".log" for file in files):
-            found.append(pid)
+        with suppress(FileNotFoundError):  # it may just have ended
+            files = [link.resolve() for link in Path(f"/proc/{pid}/fd").iterdir()]
+            if any(file.suffix == ".log" for file in files):
+                found.append(pid)
     return found
 
 
