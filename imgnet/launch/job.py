@@ -43,7 +43,7 @@ def main(run_dir: Path, command: list[str]) -> int:
     # Slurm sends SIGTERM to the tasks as well, and a second one would end them before they have saved.
     status = subprocess.run([*command, *_meeting_point()], check=False).returncode
     said = rundir.read_json(run_dir / "run.json").get("status")
-    if status == 0 and said in ("completed", "preempted"):
+    if said in ("completed", "preempted") and (status == 0 or ended_by):
         return int(said == "preempted")
     failure = _why(run_dir, status, ended=bool(ended_by))
     rundir.finish(run_dir, "failed", failure.summary)
