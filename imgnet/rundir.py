@@ -12,13 +12,15 @@
 ======================  =====================================================================================
 """
 
+import fcntl
 import json
 import os
 import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -28,9 +30,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from imgnet.config import ConfigError
 from imgnet.runtime import running_under_slurm
 
 STATUSES = ("queued", "running", "completed", "failed", "preempted")
+LOCK = ".lock"
 VERSIONS_OF = ("imgnet", "torch", "torchvision", "timm", "decent-dp", "hydra-core", "numpy")
 
 
@@ -101,6 +105,49 @@ def create(
         status=status,
         error=None,
     )
+
+
+def reopen(run_dir: Path) -> None:
+    """Say in the directory of an unfinished run that it goes on. For one process."""
+    for record in (run_dir / "logs").glob("rank_*.exit.json"):
+        record.unlink()
+    run = read_json(run_dir / "run.json")
+    earlier = {key: run.get(key) for key in ("start", "end", "status", "error", "commit", "dirty", "hosts")}
+    write_run(
+        run_dir,
+        earlier=[*run.get("earlier", []), earlier],
+        commit=_git("rev-parse", "HEAD"),
+        dirty=bool(_git("status", "--porcelain")),
+        hosts=[socket.gethostname()],
+        start=now(),
+        end=None,
+        status="running",
+        error=None,
+    )
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Be the one command that works in a run directory; the claim ends with the process, however that ends.
+
+    Raises:
+        ConfigError: another command works in it.
+    """
+    with (run_dir / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError([f"{run_dir}: another command is at work on this run"]) from None
+        yield
+
+
+def is_claimed(run_dir: Path) -> bool:
+    """Whether a command works in a run directory at this moment."""
+    try:
+        with claimed(run_dir):
+            return False
+    except ConfigError:
+        return True
 
 
 def now() -> str:

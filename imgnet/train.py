@@ -19,7 +19,7 @@ from imgnet import rundir
 from imgnet.checkpoint.export import export_model, load_model
 from imgnet.checkpoint.folder import read_average, read_worker
 from imgnet.checkpoint.manifest import Manifest, candidates, differences, remove_partial, trained_settings
-from imgnet.checkpoint.resume import newest_whole, random_state, restore_random_state
+from imgnet.checkpoint.resume import newest_whole
 from imgnet.checkpoint.writer import Writer
 from imgnet.config import Mode, RunConfig
 from imgnet.data.backend import Batch
@@ -32,6 +32,7 @@ from imgnet.parallel.build import build_strategy
 from imgnet.parallel.collectives import sum_over_workers
 from imgnet.parallel.requests import NOTHING, Decision, Requests
 from imgnet.parallel.strategy import Objective, Strategy
+from imgnet.randomness import random_state, restore_random_state, seed_all
 from imgnet.runtime import Runtime
 from imgnet.tracking import Tracker
 
@@ -50,7 +51,7 @@ def run(config: RunConfig, runtime: Runtime, run_dir: Path, stop: threading.Even
     if runtime.local_rank == 0:
         prepare(config.data)
     dist.barrier()
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     model = _model(config, runtime)
     status = "completed"
     if config.mode is Mode.evaluate:
@@ -101,7 +102,7 @@ def _train(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module,
     make_optimizer = partial(build_optimizer, config=config.optimizer)
     strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime)
     requests = Requests(stop, config.checkpoint.every_min, runtime.rank)
-    torch.manual_seed(config.seed + 1_000_003 * (runtime.rank + 1))  # dropout differs between workers
+    seed_all(config.seed + 1_000_003 * (runtime.rank + 1))  # dropout differs between workers
     with closing(_train_loader(config, runtime)) as train_loader, closing(_eval_loader(config, runtime)) as eval_loader:
         loop = Loop(config, runtime, run_dir, model, strategy, train_loader, eval_loader)
         loop.resume()
@@ -345,20 +346,23 @@ class Loop:
         The same settings on the same number of workers go on exactly. On another number every worker starts from the
         averaged model at the same step, with a new optimizer; with other settings, where that is allowed, at step 0.
         """
-        found = newest_whole(candidates(self.config, self.run_dir), self.runtime)
+        found, passed_over = newest_whole(candidates(self.config, self.run_dir), self.runtime)
         if self.runtime.is_main:
             remove_partial(self.run_dir / "checkpoints")
         dist.barrier()
-        if found is None:
-            return
-        folder, manifest = found
+        lines = [f"checkpoint passed over: {damage}" for damage in passed_over]
+        if found is not None:
+            folder, manifest = found
+            lines.append(f"resumed from {folder}, step {manifest.step}: {self._start_from(folder, manifest)}")
+        if self.runtime.is_main and lines:
+            print("\n".join(lines), flush=True)
+            rundir.write_run(self.run_dir, resumed=lines)
+
+    def _start_from(self, folder: Path, manifest: Manifest) -> str:
         different = differences(manifest, self.config)
         if different or manifest.world_size != self.runtime.world_size:
-            how = self._start_from_average(folder, manifest, different)
-        else:
-            how = self._restore(read_worker(folder, self.runtime.rank))
-        if self.runtime.is_main:
-            print(f"resumed from {folder}, step {manifest.step}: {how}", flush=True)
+            return self._start_from_average(folder, manifest, different)
+        return self._restore(read_worker(folder, self.runtime.rank))
 
     def _restore(self, state: dict[str, Any]) -> str:
         self.model.load_state_dict(state["model"])

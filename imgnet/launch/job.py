@@ -52,10 +52,8 @@ def main(run_dir: Path, command: list[str]) -> int:
 
 
 def _begin(run_dir: Path) -> None:
-    for record in (run_dir / "logs").glob("rank_*.exit.json"):
-        record.unlink()  # of an earlier start of the same job
-    hosts = slurm_hosts()
-    rundir.write_run(run_dir, status="running", start=rundir.now(), hosts=hosts, slurm_job_id=slurm_task().job_id)
+    rundir.reopen(run_dir)
+    rundir.write_run(run_dir, hosts=slurm_hosts(), slurm_job_id=slurm_task().job_id)
 
 
 def _meeting_point() -> list[str]:

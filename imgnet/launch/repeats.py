@@ -11,12 +11,13 @@ from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from imgnet.config import RunConfig, SlurmConfig, plain
+from imgnet.checkpoint.manifest import steps_of
+from imgnet.config import Mode, RunConfig, SlurmConfig, plain
 from imgnet.launch.observe import Observed, observe
 from imgnet.results.table import display_path
-from imgnet.rundir import read_json
+from imgnet.rundir import is_claimed, read_json
 
-NOT_IN_THE_RESULT = ("tracking", "log_every_steps", "skip_completed", "checkpoint")
+NOT_IN_THE_RESULT = ("checkpoint", "log_every_steps", "skip_completed", "tracking")
 NOT_IN_THE_RESULT_OF_CLUSTER = (
     "account",
     "dry_run",
@@ -66,6 +67,21 @@ def made_before(configs: Mapping[int, RunConfig], sweep_dir: Path) -> dict[int, 
         if found := _best(candidates):
             returns[number] = _as_return(found)
     return returns
+
+
+def to_be_continued(config: RunConfig, sweep_dir: Path) -> Path | None:
+    """The directory of the newest unfinished run with the same configuration that left a whole checkpoint.
+
+    None where there is none, where nobody wants it (``resume=none``), and where its workers are still at work.
+    """
+    if config.resume != "auto" or config.mode is not Mode.train:
+        return None
+    same = identity(config)
+    for run_dir in _runs_like({same}, sweep_dir).get(same, []):
+        is_open = read_json(run_dir / "run.json").get("status") != "completed"
+        if is_open and not (run_dir / "submission.json").exists() and steps_of(run_dir / "checkpoints"):
+            return None if is_claimed(run_dir) else run_dir
+    return None
 
 
 def _best(candidates: list[Observed]) -> Observed | None:

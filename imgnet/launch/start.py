@@ -12,7 +12,7 @@ from imgnet.launch.checks import check
 from imgnet.launch.layout import Layout
 from imgnet.launch.local import RunFailed, run_workers
 from imgnet.launch.repeats import identity
-from imgnet.results.table import show_run
+from imgnet.results.table import display_path, show_run
 from imgnet.runtime import Placement, placement_from_environment
 
 
@@ -38,12 +38,16 @@ def launch(composed: DictConfig) -> float | None:
             [f"cluster={config.cluster.name}: leave hydra.mode and hydra/launcher alone; only ours submits to Slurm"]
         )
     _create(run_dir, composed, config, layout)
-    _run_here(config, run_dir, layout)
+    with rundir.claimed(run_dir):
+        _run_here(config, run_dir, layout)
     show_run(run_dir)
     return rundir.read_json(run_dir / "summary.json").get("val_acc1")
 
 
 def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layout) -> None:
+    if (run_dir / "run.json").is_file():
+        rundir.reopen(run_dir)
+        return
     hydra = HydraConfig.get()
     rundir.create(
         run_dir,
@@ -66,7 +70,7 @@ def _run_here(config: RunConfig, run_dir: Path, layout: Layout) -> None:
         rundir.finish(run_dir, "failed", "interrupted")
         raise
     if rundir.read_json(run_dir / "run.json")["status"] == "preempted":
-        raise KeyboardInterrupt(f"saved in {run_dir}; the same command goes on from there")
+        raise KeyboardInterrupt(f"saved in {display_path(run_dir)}; the same command goes on from there")
 
 
 def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement: Placement, layout: Layout) -> None:

@@ -15,7 +15,7 @@ from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse
 from imgnet.launch.batch import QueuedRun
 from imgnet.launch.checks import check
 from imgnet.launch.local import RunFailed
-from imgnet.launch.repeats import made_before
+from imgnet.launch.repeats import made_before, to_be_continued
 from imgnet.launch.submit import is_dry, refuse_what_slurm_would, show_plan, submit
 from imgnet.launch.wait import wait_for, waits
 from imgnet.results.table import show_comparison
@@ -80,7 +80,8 @@ def _carry_out(
         submit([replace(run, run_dir=folder / run.run_dir.name) for run in planned], folder, code=folder / "code")
         returns |= {number: JobReturn(working_dir=str(folder / str(number))) for number in queued}
         for number in lacking.keys() - returns.keys():
-            returns[number] = _run_one(numbered[number], folder, number, task_function)
+            unfinished = to_be_continued(configs[number], sweep_dir)
+            returns[number] = _run_one(numbered[number], folder, number, task_function, unfinished)
     if needs_results or any(waits(config) for config in configs.values()):
         wait_for([result for result in returns.values() if result.status is JobStatus.UNKNOWN])
     return returns
@@ -142,8 +143,11 @@ def _claim(sweep_dir: Path) -> Path:
     raise AssertionError("unreachable")
 
 
-def _run_one(config: DictConfig, folder: Path, number: int, task_function: TaskFunction) -> JobReturn:
-    run_dir = _set_run_dir(config, folder, number)
+def _run_one(
+    config: DictConfig, folder: Path, number: int, task_function: TaskFunction, unfinished: Path | None = None
+) -> JobReturn:
+    """Carry out a run in a directory of its own, or go on in that of an unfinished one."""
+    run_dir = _set_run_dir(config, folder, number, unfinished)
     task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     result = JobReturn(overrides=list(config.hydra.overrides.task), working_dir=str(run_dir))
     try:
@@ -156,13 +160,13 @@ def _run_one(config: DictConfig, folder: Path, number: int, task_function: TaskF
     return result
 
 
-def _set_run_dir(config: DictConfig, folder: Path, number: int) -> Path:
+def _set_run_dir(config: DictConfig, folder: Path, number: int, unfinished: Path | None = None) -> Path:
     """Complete Hydra's own part of the configuration, as its launchers do, so that ``${hydra:...}`` can be used."""
     with read_write(config), read_write(config.hydra.runtime), open_dict(config):
         config.hydra.job.num = number
         config.hydra.job.id = str(number)
         HydraConfig.instance().set_config(config)
-        run_dir = (folder / str(config.hydra.sweep.subdir)).absolute()
+        run_dir = unfinished or (folder / str(config.hydra.sweep.subdir)).absolute()
         config.hydra.runtime.output_dir = str(run_dir)
     HydraConfig.instance().set_config(config)
     return run_dir

@@ -64,11 +64,14 @@ class AllReduce(Strategy):
         self._num_accumulation_steps = num_accumulation_steps
         self._max_grad_norm = max_grad_norm
         self._scaler = scaler
+        self._must_rehearse = False
 
     def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
         """See :meth:`Strategy.step`."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        if self._must_rehearse:
+            self._rehearse(images, targets)
         loss = self._accumulate_gradients(images, targets)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         self._scaler.unscale(gradients)
@@ -78,6 +81,21 @@ class AllReduce(Strategy):
         self._scaler.update()
         self._optimizer.zero_grad()
         return loss
+
+    def _rehearse(self, images: Tensor, targets: Tensor) -> None:
+        """A backward pass without effect, after which DDP forms its buckets anew, in the order of the gradients.
+
+        DDP does that once, after its first step. A step that is made again with the first buckets would add up the
+        same numbers in another order, and round them otherwise.
+        """
+        passes = self._num_accumulation_steps
+        own = [buffer.clone() for buffer in self._module.buffers()]
+        with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+            self._objective(self._parallel, images.chunk(passes)[0], targets.chunk(passes)[0]).backward()
+        self._optimizer.zero_grad()
+        for buffer, before in zip(self._module.buffers(), own, strict=True):
+            buffer.copy_(before)
+        self._must_rehearse = False
 
     def _accumulate_gradients(self, images: Tensor, targets: Tensor) -> Tensor:
         passes = self._num_accumulation_steps
@@ -103,6 +121,7 @@ class AllReduce(Strategy):
         """See :meth:`Strategy.restore`."""
         restore_optimizer(self._optimizer, state["optimizer"])
         self._scaler.restore(state["scaler"])
+        self._must_rehearse = True
 
     def communication_wait_s(self) -> float:
         """0: DDP waits inside its own backward pass and does not say how long."""
