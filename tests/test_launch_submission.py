@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -152,8 +153,10 @@ def _python(code: str) -> list[str]:
 
 def test_job_writes_how_its_run_ended(in_job: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = f"__import__('pathlib').Path({str(in_job)!r})"
+    rundir.write_run(in_job, commit="as submitted")
     assert job.main(in_job, _python(f"rundir.finish({folder}, 'completed')")) == 0
-    assert rundir.read_json(in_job / "run.json")["hosts"] == ["n1"]
+    run = rundir.read_json(in_job / "run.json")
+    assert (run["hosts"], run["commit"], run["earlier"]) == (["n1"], "as submitted", [])
 
     record = ExitRecord(2, "raised", time.time(), "ValueError: x", "Traceback: ...\n")
     for rank in (0, 1, 3):
@@ -170,6 +173,17 @@ def test_job_writes_how_its_run_ended(in_job: Path, capfd: pytest.CaptureFixture
     assert job.main(in_job, _python("")) == 1
     said = "no worker started, srun ended with 0: ModuleNotFoundError: no module"
     assert rundir.read_json(in_job / "run.json")["error"] == said
+
+
+def test_first_word_of_a_worker_stands(in_job: Path) -> None:
+    """Its thread for signals and its main thread may speak at once."""
+    words = [ExitRecord(0, how, 0.0, "x" * size) for size, how in enumerate(["raised", *["terminated"] * 20])]
+    with ThreadPoolExecutor(len(words)) as pool:
+        list(pool.map(lambda word: rundir.write_exit_record(in_job, word), words))
+    assert set(rundir.read_exit_records(in_job)) == {0}
+    rundir.write_exit_record(in_job, words[0])
+    rundir.write_exit_record(in_job, words[1])
+    assert rundir.read_exit_records(in_job)[0].how == "raised"
 
 
 def test_job_that_slurm_ends_says_why(in_job: Path, bin_dir: Path) -> None:

@@ -52,8 +52,10 @@ def main(run_dir: Path, command: list[str]) -> int:
 
 
 def _begin(run_dir: Path) -> None:
+    submitted = rundir.read_json(run_dir / "run.json")
     rundir.reopen(run_dir)
-    rundir.write_run(run_dir, hosts=slurm_hosts(), slurm_job_id=slurm_task().job_id)
+    code = {key: submitted.get(key) for key in ("commit", "dirty")}  # HEAD may have moved on; the snapshot has not
+    rundir.write_run(run_dir, hosts=slurm_hosts(), slurm_job_id=slurm_task().job_id, **code)
 
 
 def _meeting_point() -> list[str]:
