@@ -19,6 +19,7 @@ import platform
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -53,7 +54,8 @@ class ExitRecord:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``; a crash leaves the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # A worker's thread for signals may write at the same moment as its main thread.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
@@ -115,7 +117,7 @@ def reopen(run_dir: Path) -> None:
     earlier = {key: run.get(key) for key in ("start", "end", "status", "error", "commit", "dirty", "hosts")}
     write_run(
         run_dir,
-        earlier=[*run.get("earlier", []), earlier],
+        earlier=[*run.get("earlier", []), *([earlier] if run.get("start") else [])],
         commit=_git("rev-parse", "HEAD"),
         dirty=bool(_git("status", "--porcelain")),
         hosts=[socket.gethostname()],
@@ -206,8 +208,13 @@ def finish(run_dir: Path, status: str, error: str | None = None) -> None:
 
 
 def write_exit_record(run_dir: Path, record: ExitRecord) -> None:
-    """Leave a worker's last word where the launcher, and whoever looks later, finds it."""
-    write_atomically(run_dir / "logs" / f"rank_{record.rank}.exit.json", json.dumps(asdict(record), indent=2) + "\n")
+    """Leave a worker's last word where the launcher, and whoever looks later, finds it.
+
+    Being terminated is no news of a worker that has said why it ends.
+    """
+    path = run_dir / "logs" / f"rank_{record.rank}.exit.json"
+    if record.how != "terminated" or not path.exists():
+        write_atomically(path, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def read_exit_records(run_dir: Path) -> dict[int, ExitRecord]:

@@ -43,7 +43,7 @@ def main(run_dir: Path, command: list[str]) -> int:
     # Slurm sends SIGTERM to the tasks as well, and a second one would end them before they have saved.
     status = subprocess.run([*command, *_meeting_point()], check=False).returncode
     said = rundir.read_json(run_dir / "run.json").get("status")
-    if status == 0 and said in ("completed", "preempted"):
+    if said in ("completed", "preempted") and (status == 0 or ended_by):
         return int(said == "preempted")
     failure = _why(run_dir, status, ended=bool(ended_by))
     rundir.finish(run_dir, "failed", failure.summary)
@@ -52,8 +52,10 @@ def main(run_dir: Path, command: list[str]) -> int:
 
 
 def _begin(run_dir: Path) -> None:
+    submitted = rundir.read_json(run_dir / "run.json")
     rundir.reopen(run_dir)
-    rundir.write_run(run_dir, hosts=slurm_hosts(), slurm_job_id=slurm_task().job_id)
+    code = {key: submitted.get(key) for key in ("commit", "dirty")}  # HEAD may have moved on; the snapshot has not
+    rundir.write_run(run_dir, hosts=slurm_hosts(), slurm_job_id=slurm_task().job_id, **code)
 
 
 def _meeting_point() -> list[str]:

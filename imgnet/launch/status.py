@@ -23,9 +23,14 @@ def status_table(seen: Sequence[Observed]) -> Group:
         table.add_column(column, overflow="fold")
     for column in ("epoch", "top-1 %", "left"):
         table.add_column(column, justify="right")
-    for one, name in zip(seen, distinct_names([one.run_dir for one in seen]), strict=True):
+    for one, name in zip(seen, _names(seen), strict=True):
         table.add_row(display_path(one.run_dir), name, one.job_id or "-", _state(one), *_progress(one))
     return Group(table, *(Text(error_of(one)) for one in seen if one.status == "failed"))
+
+
+def _names(seen: Sequence[Observed]) -> list[str]:
+    """What was typed for each run, as far as they differ in it."""
+    return [" ".join(seen[0].run.get("overrides", []))] if len(seen) == 1 else distinct_names([s.run_dir for s in seen])
 
 
 def show_status(seen: Sequence[Observed], console: Console | None = None) -> None:
