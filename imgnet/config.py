@@ -212,6 +212,10 @@ class SlurmConfig(ClusterConfig):
     """Further sbatch options, by their long names; one that takes no value has an empty one."""
     srun: list[str] = field(default_factory=list)
     """Further srun arguments."""
+    max_requeues: int = 3
+    """How often a run that Slurm is about to end, and that has saved itself, is queued again to go on."""
+    notice_min: int = 2
+    """Minutes before the time limit in which a run saves itself; Slurm may be a minute early."""
     max_parallel: int | None = None
     """How many runs of a sweep may be in progress at once, of those with equal resources; null: no bound of ours."""
     wait: bool = False

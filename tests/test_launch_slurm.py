@@ -75,7 +75,8 @@ def test_script_asks_for_what_the_preset_says() -> None:
         "--partition=gpu",
         "--account=me",
         "--output=/runs/0/logs/slurm.log",
-        "--no-requeue",
+        "--requeue",
+        "--signal=USR2@120",
     } <= options
     assert not any(option.startswith("--array") for option in options)
     assert "export NCCL_SOCKET_IFNAME=ib0\n" in script

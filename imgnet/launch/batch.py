@@ -94,7 +94,9 @@ def _options(array: JobArray) -> dict[str, str]:
         "chdir": str(array.working_dir),
         "output": _output(array),
         "open-mode": "append",
-        "no-requeue": "",  # a run that starts anew would add to the files of its first attempt
+        "requeue" if cluster.max_requeues else "no-requeue": "",
+        # To the tasks of all nodes, which have their workers save and end; job.py then queues the job again.
+        "signal": f"USR2@{60 * cluster.notice_min}" if cluster.max_requeues else None,
     }
     if len(array.runs) > 1:
         at_once = f"%{cluster.max_parallel}" if cluster.max_parallel else ""

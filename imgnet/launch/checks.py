@@ -179,7 +179,13 @@ def _cluster(config: RunConfig) -> list[str]:
         cluster__timeout_min=cluster.timeout_min,
         cluster__mem_gb=cluster.mem_gb,
         cluster__max_parallel=cluster.max_parallel,
-    )
+        cluster__notice_min=cluster.notice_min,
+    ) + _at_least(0, cluster__max_requeues=cluster.max_requeues)
+    if cluster.max_requeues and cluster.notice_min >= cluster.timeout_min > 0:
+        problems.append(
+            f"cluster.notice_min={cluster.notice_min} leaves nothing of cluster.timeout_min={cluster.timeout_min}; "
+            "cluster.max_requeues=0 gives no notice"
+        )
     problems += batch.problems(cluster)
     problems += [
         f"cluster.env.{name}: a secret would be written to the run directory; export it in your shell instead"

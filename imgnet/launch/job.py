@@ -39,16 +39,38 @@ def main(run_dir: Path, command: list[str]) -> int:
     """
     ended_by: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: ended_by.append(number))
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the notice is for the tasks
     _begin(run_dir)
     # Slurm sends SIGTERM to the tasks as well, and a second one would end them before they have saved.
     status = subprocess.run([*command, *_meeting_point()], check=False).returncode
     said = rundir.read_json(run_dir / "run.json").get("status")
+    if said == "preempted" and not ended_by:
+        return _queue_again(run_dir)
     if said in ("completed", "preempted") and (status == 0 or ended_by):
         return int(said == "preempted")
     failure = _why(run_dir, status, ended=bool(ended_by))
     rundir.finish(run_dir, "failed", failure.summary)
     sys.stderr.write(f"{failure}\n")
     return status or 1
+
+
+def _queue_again(run_dir: Path) -> int:
+    """Let Slurm start this job once more, from the checkpoint that was just made; not for ever.
+
+    Returns:
+        1: a run that is not complete has not succeeded. Slurm ends this process before it can say so.
+    """
+    config = read(run_dir / ".hydra" / "config.yaml")
+    assert isinstance(config.cluster, SlurmConfig)
+    requeues = int(rundir.read_json(run_dir / "run.json").get("requeues", 0))
+    if requeues >= config.cluster.max_requeues:
+        sys.stderr.write(f"saved, but not queued again: cluster.max_requeues={config.cluster.max_requeues}\n")
+        return 1
+    rundir.write_run(run_dir, status="queued", requeues=requeues + 1)
+    done = subprocess.run(["scontrol", "requeue", slurm_task().job_id], capture_output=True, text=True, check=False)
+    if done.returncode:
+        rundir.finish(run_dir, "preempted", f"saved, but Slurm would not queue it again: {done.stderr.strip()}")
+    return 1
 
 
 def _begin(run_dir: Path) -> None:

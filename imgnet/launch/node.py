@@ -34,6 +34,7 @@ def main(run_dir: Path, meeting_point: str | None) -> int:
     """
     config = read(run_dir / ".hydra" / "config.yaml")
     layout = layout_of(config.cluster, None)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until there are workers that can save
     _end_even_if_stuck()
     try:
         if meeting_point is None:

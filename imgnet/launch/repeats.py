@@ -23,6 +23,8 @@ NOT_IN_THE_RESULT_OF_CLUSTER = (
     "dry_run",
     "exclude",
     "max_parallel",
+    "max_requeues",
+    "notice_min",
     "mem_gb",
     "name",
     "partition",
