@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgnet.parallel.topology import (
@@ -291,6 +291,7 @@ def test_bytes_per_step():
     np.testing.assert_allclose(traffic.between_nodes, [200, 0, 100, 100])
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(NAMED),
     nodes=st.integers(2, 12),

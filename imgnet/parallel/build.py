@@ -22,15 +22,18 @@ def build_strategy(
         "scaler": LossScaler(runtime.device, enabled=config.precision is Precision.fp16),
     }
     if isinstance(config.topology, AllReduceConfig):
-        return AllReduce(
-            module, objective, make_optimizer, runtime, bucket_mb=config.topology.bucket_mb, **common
-        )
+        return AllReduce(module, objective, make_optimizer, runtime, bucket_mb=config.topology.bucket_mb, **common)
     assert isinstance(config.topology, DecentralizedConfig)
     topology = build_topology(config.topology.name, runtime.world_size, runtime.local_world_size)
     if config.topology.engine is Engine.decent_dp:
         return DecentDp(
-            module, objective, make_optimizer, topology, runtime,
-            num_accumulation_steps=config.num_accumulation_steps, bucket_mb=config.topology.bucket_mb,
+            module,
+            objective,
+            make_optimizer,
+            topology,
+            runtime,
+            num_accumulation_steps=config.num_accumulation_steps,
+            bucket_mb=config.topology.bucket_mb,
         )
     return Decentralized(
         module, objective, make_optimizer, topology, runtime, bucket_mb=config.topology.bucket_mb, **common
