@@ -178,6 +178,7 @@ def joined(placement: Placement, use_gpu: bool, store_file: Path | None, timeout
             device,
             num_threads,
         )
+        dist.barrier()  # who leaves closes connections, on which a slower worker may still have to send
     finally:
         dist.destroy_process_group()
 

@@ -78,7 +78,7 @@ def _train(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module)
     eval_loader = _eval_loader(config, runtime)
     objective = partial(_loss, config=config)
     make_optimizer = partial(build_optimizer, config=config.optimizer)
-    strategy = build_strategy(config, model, objective, make_optimizer, runtime)
+    strategy = build_strategy(config, model, objective, make_optimizer, runtime, train_loader.steps_per_epoch)
     torch.manual_seed(config.seed + 1_000_003 * (runtime.rank + 1))  # dropout differs between workers
     with Tracker(config, runtime, run_dir, train_loader.steps_per_epoch) as tracker:
         Loop(config, runtime, run_dir, strategy, train_loader, eval_loader, tracker).run()

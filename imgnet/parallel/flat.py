@@ -49,7 +49,9 @@ def flatten(parameters: Sequence[Parameter]) -> Tensor:
     block = torch.zeros(size, dtype=parameters[0].dtype, device=parameters[0].device)
     for parameter, offset in zip(parameters, offsets, strict=True):
         if not _is_dense(parameter):
-            raise ValueError(f"a parameter of shape {tuple(parameter.shape)}, strides {parameter.stride()} is not dense")
+            raise ValueError(
+                f"a parameter of shape {tuple(parameter.shape)}, strides {parameter.stride()} is not dense"
+            )
         view = block.as_strided(parameter.size(), parameter.stride(), offset)
         view.copy_(parameter.detach())
         parameter.data = view
