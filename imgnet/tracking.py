@@ -29,6 +29,7 @@ COLUMNS = (
     "train_time_s",
     "images_per_s",
     "consensus_distance",
+    "neighbour_distance",
     "lr",
     "eval_time_s",
 )

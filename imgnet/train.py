@@ -202,6 +202,7 @@ class Loop:
             "val_acc1": scores.val_acc1,
             "val_acc5": scores.val_acc5,
             "consensus_distance": average.consensus_distance,
+            "neighbour_distance": average.neighbour_distance,
             "eval_time_s": time.perf_counter() - start,
         }
 

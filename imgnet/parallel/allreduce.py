@@ -92,7 +92,7 @@ class AllReduce(Strategy):
     def averaged(self) -> Iterator[Average]:
         """See :meth:`Strategy.averaged`. Parameters are equal already; batch norm's statistics are not."""
         with standing_in(float_buffers(self._module)):
-            yield Average(self._module, consensus_distance=0.0)
+            yield Average(self._module, consensus_distance=0.0, neighbour_distance=0.0)
 
     def communication_wait_s(self) -> float:
         """0: DDP waits inside its own backward pass and does not say how long."""

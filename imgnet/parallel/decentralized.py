@@ -21,13 +21,16 @@ from torch.optim import Optimizer
 
 from imgnet.config import WireDtype
 from imgnet.optim.loss_scale import LossScaler
-from imgnet.parallel.averaging import float_buffers, standing_in
+from imgnet.parallel.averaging import float_buffers, neighbour_distance, standing_in
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.flat import NamedParameter, flatten, split_into_buckets
 from imgnet.parallel.mixing import Averaging, Mixer
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
 from imgnet.parallel.topology import Schedule
 from imgnet.runtime import Runtime
+
+NUM_MEASURED_ROUNDS = 8
+"""At most so many rounds of a topology are looked at for the distance between neighbours."""
 
 
 class Bucket:
@@ -83,6 +86,8 @@ class Decentralized(Strategy):
         trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._buckets = [Bucket(part, make_optimizer) for part in split_into_buckets(trained, bucket_mb * 2**20)]
         broadcast_from_first([bucket.block for bucket in self._buckets] + list(module.buffers()))
+        self._schedule = schedule
+        self._rank = runtime.rank
         self._mixer = Mixer(schedule, [bucket.block for bucket in self._buckets], runtime.rank, wire_dtype)
         self._num_steps = 0
         self._next = 0
@@ -155,8 +160,10 @@ class Decentralized(Strategy):
         for averaging in self._mixer.averagings:
             averaging.settle()
         blocks = [bucket.block for bucket in self._buckets]
-        with standing_in(float_buffers(self._module)), standing_in(blocks) as distance:
-            yield Average(self._module, distance)
+        rounds = self._schedule.next_rounds(max(self._num_steps - 1, 0), NUM_MEASURED_ROUNDS)
+        between_neighbours = neighbour_distance(blocks, rounds, self._rank)
+        with standing_in(float_buffers(self._module)), standing_in(blocks) as from_average:
+            yield Average(self._module, from_average, between_neighbours)
 
     def communication_wait_s(self) -> float:
         """See :meth:`Strategy.communication_wait_s`."""

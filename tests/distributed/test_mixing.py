@@ -141,3 +141,30 @@ def count_messages(runtime: Runtime, name: str, options: dict) -> tuple[int, int
 def test_no_message_without_need(name: str, options: dict, wanted: tuple[int, int], tmp_path: Path) -> None:
     """Pairs need no communicator, an idle round no message; four parameters make four buckets."""
     assert on_workers(count_messages, 4, tmp_path, name, options) == [wanted] * 4
+
+
+def measure_distances(runtime: Runtime, per_node: int, num_steps: int) -> list[tuple[torch.Tensor, float, float]]:
+    """For each schedule: this worker's parameters after some steps, and both distances."""
+    found = []
+    for schedule in schedules(runtime.world_size, per_node):
+        strategy, module = frozen_strategy(runtime, schedule, WireDtype.bf16)
+        for _ in range(num_steps):
+            strategy.step(torch.ones(1, 7), torch.zeros(1), lr=0.0)
+        with strategy.averaged() as average:
+            pass
+        found.append((parameters_of(module), average.consensus_distance, average.neighbour_distance))
+    return found
+
+
+@pytest.mark.parametrize("num_steps", [0, 2])
+def test_distances_are_those_of_the_parameters(num_steps: int, tmp_path: Path) -> None:
+    results = on_workers(measure_distances, 4, tmp_path, 2, num_steps)
+    for schedule, of_workers in zip(schedules(4, 2), zip(*results, strict=True), strict=True):
+        x = torch.stack([parameters for parameters, _, _ in of_workers]).double().numpy()
+        from_average = np.sqrt(np.mean(np.square(x - x.mean(axis=0)).sum(axis=1)))
+        rounds = schedule.next_rounds(max(num_steps - 1, 0), limit=8)
+        pairs = [(i, j) for round_ in rounds for i, j in np.argwhere(mixing_matrix(round_, 4)) if i != j]
+        between = np.sqrt(np.mean([np.square(x[i] - x[j]).sum() for i, j in pairs]))
+        for _, distance, neighbour_distance in of_workers:
+            assert distance == pytest.approx(from_average, rel=1e-5, abs=1e-6)
+            assert neighbour_distance == pytest.approx(between, rel=1e-5, abs=1e-6)
