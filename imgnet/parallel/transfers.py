@@ -111,11 +111,8 @@ class PeerExchange(Transfer):
         self._sent = memory.get("own", block.numel(), wire) if self._rounds_values else block
         self.received = [memory.get(f"received {place}", block.numel(), wire) for place in range(len(neighbours.peers))]
         """What each peer sent, once ``wait`` has returned."""
-        self._messages = [
-            message
-            for (peer, _), received in zip(neighbours.peers, self.received, strict=True)
-            for message in (dist.P2POp(dist.isend, self._sent, peer, tag=tag), _receive(received, peer, tag))
-        ]
+        peers = [peer for peer, _ in neighbours.peers]
+        self._messages = _messages(peers, [self._sent] * len(peers), self.received, tag)
         self._works: list[dist.Work] = []
 
     def start(self) -> None:
@@ -230,8 +227,11 @@ class ShardedMean(Transfer):
         self._carry = memory.get("carry", size, block.dtype)
         self._values = memory.get("values", size, block.dtype)
         others = [place for place in range(members) if place != self._place]
-        self._gather = _exchange(group.ranks, others, [self._own[part] for part in parts], list(self._rows), tag)
-        self._scatter = _exchange(group.ranks, others, list(self._rows), [self._means[part] for part in parts], tag + 1)
+        peers = [group.ranks[place] for place in others]
+        own, means = [[whole[parts[place]] for place in others] for whole in (self._own, self._means)]
+        rows = [self._rows[place] for place in others]
+        self._gather = _messages(peers, own, rows, tag)
+        self._scatter = _messages(peers, rows, means, tag + 1)
         self._works: list[dist.Work] = []
         self._returned: Wait | None = None
 
@@ -279,16 +279,15 @@ def _parts(size: int, number: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
-def _exchange(
-    ranks: Sequence[int], others: Sequence[int], sent: Sequence[Tensor], received: Sequence[Tensor], tag: int
-) -> list[dist.P2POp]:
-    """Messages to and from each of the ``others``, which are places in ``ranks``; empty ones are left out."""
-    messages = [dist.P2POp(dist.isend, sent[place], ranks[place], tag=tag) for place in others if sent[place].numel()]
-    return messages + [_receive(received[place], ranks[place], tag) for place in others if received[place].numel()]
+def _messages(peers: Sequence[int], sent: Sequence[Tensor], received: Sequence[Tensor], tag: int) -> list[dist.P2POp]:
+    """What comes from each peer, then what goes to it; without the empty ones.
 
-
-def _receive(values: Tensor, peer: int, tag: int) -> dist.P2POp:
-    return dist.P2POp(dist.irecv, values, peer, tag=tag)
+    The order matters with gloo: a receiver first tells its sender that it is ready, and on the same connection that word
+    would come after whatever was sent before, megabytes later.
+    """
+    incoming = [dist.P2POp(dist.irecv, values, peer, tag=tag) for peer, values in zip(peers, received, strict=True)]
+    outgoing = [dist.P2POp(dist.isend, values, peer, tag=tag) for peer, values in zip(peers, sent, strict=True)]
+    return [message for message in incoming + outgoing if message.tensor.numel()]
 
 
 def _begin(messages: list[dist.P2POp]) -> list[dist.Work]:
