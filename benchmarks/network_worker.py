@@ -57,14 +57,14 @@ class _PacedLayer(torch.autograd.Function):
     """A layer that takes its time, hands its input on, and has small gradients."""
 
     @staticmethod
-    def forward(ctx, pace: Pace, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, pace: Pace, x: Tensor, *parameters: Tensor) -> Tensor:  # noqa: ANN401
         ctx.pace = pace
         ctx.save_for_backward(*parameters)
         pace.forward()
         return x.clone()
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         ctx.pace.backward()
         return None, grads[0], *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
 

@@ -240,6 +240,8 @@ class LocalConfig(ClusterConfig):
     gpus_per_node: int | None = None
     """null: all GPUs that this process may use."""
     cpu_workers_per_node: int = 4
+    simulated_nodes: int = 1
+    """The topology takes the workers for so many nodes, though all run on this one: to try hierarchical ones."""
 
 
 @dataclass

@@ -89,11 +89,17 @@ def test_phases_of_different_sizes() -> None:
         Schedule((Phase(0, build_topology("ring", 4, 4)), Phase(1, build_topology("ring", 2, 2))))
 
 
+def test_nodes_can_be_simulated() -> None:
+    check(composed(*CPU, "topology=alternating-exp-ring", "cluster.simulated_nodes=2"))
+
+
 REFUSED: list[tuple[list[str], list[str]]] = [
     (["topology=ring", "topology.self_weight=1.5"], ["topology=ring has self_weight=1.5; it must be above 0"]),
     (["topology=complete", "topology.every=0"], ["topology=complete has every=0; it must be 1 or more"]),
     (["topology=grid", "topology.num_rows=3"], ["topology=grid has num_rows=3; with 4 workers it must be one of [1,"]),
     (["topology=random", "topology.num_rounds=1"], ["leaves workers unconnected; draw more rounds"]),
+    (["topology=ring", "cluster.simulated_nodes=3"], ["cluster.simulated_nodes=3 does not divide the 4 workers"]),
+    (["topology=alternating-exp-ring"], ["topology=alternating-exp-ring needs 2 or more nodes; cluster has 1"]),
     (["topology=custom"], ["topology.rounds has no value; set it with topology.rounds=..."]),
     (["topology=custom", "topology.rounds=[]"], ["topology=custom needs topology.rounds, a list of rounds"]),
     (["topology=custom", "topology.rounds=[[{ranks: [0, 1]}]]"], ["topology=custom never connects ranks [0, 1]"]),

@@ -19,7 +19,7 @@ from imgnet.config import (
 )
 from imgnet.data import checks as data_checks
 from imgnet.launch.layout import Layout, layout_of
-from imgnet.parallel.schedule import build_schedule
+from imgnet.parallel.schedule import build_schedule, node_size
 from imgnet.parallel.topology import GroupRound, NeighbourRound, Schedule
 from imgnet.runtime import Placement
 
@@ -182,7 +182,8 @@ def _topology(config: RunConfig, layout: Layout) -> list[str]:
     assert isinstance(topology, DecentralizedConfig)
     problems = _at_least(1, topology__bucket_mb=topology.bucket_mb) + _switches(topology, config.epochs)
     try:
-        schedule = build_schedule(topology, layout.world_size, layout.workers_per_node, steps_per_epoch=1)
+        per_node = node_size(config.cluster, layout.workers_per_node)
+        schedule = build_schedule(topology, layout.world_size, per_node, steps_per_epoch=1)
     except ValueError as error:
         return [*problems, f"{error} (cluster={config.cluster.name})"]
     if topology.engine is Engine.decent_dp:

@@ -7,7 +7,7 @@ from imgnet.optim.loss_scale import LossScaler
 from imgnet.parallel.allreduce import AllReduce
 from imgnet.parallel.decent_dp import DecentDp
 from imgnet.parallel.decentralized import Decentralized
-from imgnet.parallel.schedule import build_schedule
+from imgnet.parallel.schedule import build_schedule, node_size
 from imgnet.parallel.strategy import Objective, OptimizerFactory, Strategy
 from imgnet.runtime import Runtime
 
@@ -31,7 +31,8 @@ def build_strategy(
     if isinstance(topology, AllReduceConfig):
         return AllReduce(module, objective, make_optimizer, runtime, bucket_mb=topology.bucket_mb, **common)
     assert isinstance(topology, DecentralizedConfig)
-    schedule = build_schedule(topology, runtime.world_size, runtime.local_world_size, steps_per_epoch)
+    per_node = node_size(config.cluster, runtime.local_world_size)
+    schedule = build_schedule(topology, runtime.world_size, per_node, steps_per_epoch)
     settings = {"bucket_mb": topology.bucket_mb, "wire_dtype": topology.wire_dtype} | common
     if topology.engine is Engine.decent_dp:
         rounds, sizes = schedule.phases[0].topology, {"num_accumulation_steps": passes, "bucket_mb": topology.bucket_mb}

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from imgnet.config import DecentralizedConfig
+from imgnet.config import ClusterConfig, DecentralizedConfig, LocalConfig
 from imgnet.parallel.topology import Phase, Schedule, Topology, build_topology
 
 
@@ -30,6 +30,18 @@ def build_schedule(
             for epoch, name in switches
         )
     )
+
+
+def node_size(cluster: ClusterConfig, workers_per_node: int) -> int:
+    """Workers that count as a node for the topology: those of a real one, unless the cluster simulates more nodes.
+
+    Raises:
+        ValueError: the workers do not make so many nodes.
+    """
+    nodes = cluster.simulated_nodes if isinstance(cluster, LocalConfig) else 1
+    if nodes < 1 or workers_per_node % nodes:
+        raise ValueError(f"cluster.simulated_nodes={nodes} does not divide the {workers_per_node} workers")
+    return workers_per_node // nodes
 
 
 def _topology(name: str, config: DecentralizedConfig, world_size: int, workers_per_node: int) -> Topology:

@@ -282,8 +282,8 @@ def _parts(size: int, number: int) -> list[slice]:
 def _messages(peers: Sequence[int], sent: Sequence[Tensor], received: Sequence[Tensor], tag: int) -> list[dist.P2POp]:
     """What comes from each peer, then what goes to it; without the empty ones.
 
-    The order matters with gloo: a receiver first tells its sender that it is ready, and on the same connection that word
-    would come after whatever was sent before, megabytes later.
+    The order matters with gloo: a receiver first tells its sender that it is ready, and on the same connection that
+    word would come after whatever was sent before, megabytes later.
     """
     incoming = [dist.P2POp(dist.irecv, values, peer, tag=tag) for peer, values in zip(peers, received, strict=True)]
     outgoing = [dist.P2POp(dist.isend, values, peer, tag=tag) for peer, values in zip(peers, sent, strict=True)]
