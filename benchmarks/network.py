@@ -12,6 +12,7 @@ and backward, as a host does whose accelerator computes; four real ones would fi
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -136,6 +137,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Results as JSON lines.")] = None,
 ) -> None:
     """Measure every method at every rate, and print the tables."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # the network is removed then, too
     if os.geteuid() != 0:
         raise typer.BadParameter("network namespaces need root")
     plain = [Case(method, wire, straggler=False) for method, wire in product(methods.split(","), WIRES)]

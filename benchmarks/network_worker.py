@@ -38,19 +38,29 @@ SGD = SgdConfig(name="sgd", lr=1e-3, weight_decay=3e-5, momentum=0.9)
 
 
 class Pace:
-    """How long a layer computes: seconds of a whole pass, split evenly."""
+    """How long a layer computes: seconds of a whole pass, split evenly.
+
+    A pause that a busy machine ends late shortens the next ones, as an accelerator goes on while its host is late.
+    """
 
     def __init__(self, num_layers: int) -> None:
         self.num_layers = num_layers
         self.compute_s = 0.0
+        self._late_s = 0.0
 
     def forward(self) -> None:
         """Pause for one layer's forward pass."""
-        time.sleep(self.compute_s * SHARE_OF_FORWARD / self.num_layers)
+        self._pause(self.compute_s * SHARE_OF_FORWARD / self.num_layers)
 
     def backward(self) -> None:
         """Pause for one layer's backward pass."""
-        time.sleep(self.compute_s * (1 - SHARE_OF_FORWARD) / self.num_layers)
+        self._pause(self.compute_s * (1 - SHARE_OF_FORWARD) / self.num_layers)
+
+    def _pause(self, seconds: float) -> None:
+        start = time.perf_counter()
+        if seconds > self._late_s:
+            time.sleep(seconds - self._late_s)
+        self._late_s = max(0.0, self._late_s + time.perf_counter() - start - seconds)
 
 
 class _PacedLayer(torch.autograd.Function):

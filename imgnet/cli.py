@@ -22,11 +22,19 @@ def main() -> None:
 
 
 @app.command()
-def compare(runs: Runs) -> None:
-    """Print one row for each run: what was chosen, and what came out."""
+def compare(
+    runs: Runs,
+    over_seeds: Annotated[bool, typer.Option(help="One row for runs that differ in their seed alone.")] = False,
+    markdown: Annotated[bool, typer.Option(help="With --over-seeds: a table for a README.")] = False,
+) -> None:
+    """Print one row for each run, or mean and deviation over seeds: what was chosen, and what came out."""
+    from imgnet.results.seeds import show_over_seeds
     from imgnet.results.table import show_comparison
 
-    show_comparison(_existing(runs))
+    if over_seeds:
+        show_over_seeds(_existing(runs), markdown=markdown)
+    else:
+        show_comparison(_existing(runs))
 
 
 @app.command()
