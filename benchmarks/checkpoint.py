@@ -44,7 +44,7 @@ def measure(runtime: Runtime, rounds: int, batch: int, folder: Path) -> list[dic
     )  # fmt: skip
     model = build_model(config.model, 1000, device=runtime.device, channels_last=True)
     make_optimizer = partial(build_optimizer, config=config.optimizer)
-    strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime)
+    strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime, steps_per_epoch=1)
     images, targets = torch.randn(batch, 3, PIXELS, PIXELS), torch.randint(1000, (batch,))
     writer = Writer(folder, rank=0, keep_last=1)
     copies, content, found = [], b"", []

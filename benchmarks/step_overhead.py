@@ -94,7 +94,7 @@ def measure(runtime: Runtime, steps: int, rounds: int, folder: Path) -> list[tup
     evaluating = build_eval_loader(config.data, local_batch_size=BATCH, channels_last=True, worker=runtime)
     make_optimizer = partial(build_optimizer, config=config.optimizer)
     model = new_model(config)
-    strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime)
+    strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime, steps)
     requests = Requests(threading.Event(), None, runtime.rank)
     bare = Bare(config, runtime, loader)
     times = []

@@ -52,6 +52,13 @@ class Engine(Enum):
     decent_dp = "decent_dp"
 
 
+class WireDtype(Enum):
+    """Numbers in the messages of a decentralized run; parameters are fp32 in memory in both."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class DataKind(Enum):
     """Where images come from."""
 
@@ -125,11 +132,62 @@ class AllReduceConfig(TopologyConfig):
 
 
 @dataclass
+class SwitchConfig:
+    """A change of topology during the run."""
+
+    after_epochs: int = MISSING
+    """Epochs before the change; 0: from the first step on."""
+    topology: str = MISSING
+    """A topology by its name, with the options of its family's defaults; the run's own one has the run's options."""
+
+
+@dataclass
 class DecentralizedConfig(TopologyConfig):
     """Parameters averaged with a few workers in each step, behind the next forward and backward pass."""
 
     engine: Engine = Engine.imgnet
     bucket_mb: int = 25
+    every: int = 1
+    """Average after each ``every``-th step only, throughout the run."""
+    wire_dtype: WireDtype = WireDtype.fp32
+    """``bf16`` halves the messages; docs/topologies.md says what that costs."""
+    schedule: list[SwitchConfig] = field(default_factory=list)
+    """Other topologies for a part of the run. Averaging over all workers in the first five epochs, then this one:
+    ``[{after_epochs: 0, topology: complete}, {after_epochs: 5, topology: ring}]``."""
+
+
+@dataclass
+class WeightedConfig(DecentralizedConfig):
+    """A topology that lets a worker keep more, or less, of its own parameters than an even average would."""
+
+    self_weight: float | None = None
+    """What each worker keeps of its own, in (0, 1); null: as much as of each neighbour's."""
+
+
+@dataclass
+class RandomConfig(WeightedConfig):
+    """Pairs drawn anew in each round."""
+
+    seed: int = 0
+    """Of the pairs; the run's own ``seed`` does not change them."""
+    num_rounds: int = 64
+    """Rounds that are drawn; then they begin again."""
+
+
+@dataclass
+class LatticeConfig(DecentralizedConfig):
+    """Workers in rows and columns."""
+
+    num_rows: int | None = None
+    """A divisor of the number of workers; null: as near to a square as there is."""
+
+
+@dataclass
+class CustomConfig(DecentralizedConfig):
+    """Rounds written by the user."""
+
+    rounds: list[Any] = MISSING
+    """Each a list of groups ``{ranks: [0, 1], weight: 0.5}``, or a list of edges ``[0, 1, 0.5]``."""
 
 
 @dataclass
@@ -152,6 +210,8 @@ class SgdConfig(OptimizerConfig):
 
     momentum: float = 0.0
     nesterov: bool = False
+    quasi_global: bool = False
+    """Momentum of how the parameters moved, averaging included (QG-DSGDm, arXiv 2102.04761). Decentralized only."""
 
 
 @dataclass
@@ -184,6 +244,8 @@ class LocalConfig(ClusterConfig):
     gpus_per_node: int | None = None
     """null: all GPUs that this process may use."""
     cpu_workers_per_node: int = 4
+    simulated_nodes: int = 1
+    """The topology takes the workers for so many nodes, though all run on this one: to try hierarchical ones."""
 
 
 @dataclass
@@ -288,7 +350,14 @@ class RunConfig:
 GROUP_SCHEMAS: dict[str, dict[str, type]] = {
     "model": {"any": ModelConfig},
     "data": {"any": DataConfig},
-    "topology": {"allreduce": AllReduceConfig, "decentralized": DecentralizedConfig},
+    "topology": {
+        "allreduce": AllReduceConfig,
+        "decentralized": DecentralizedConfig,
+        "weighted": WeightedConfig,
+        "random": RandomConfig,
+        "lattice": LatticeConfig,
+        "custom": CustomConfig,
+    },
     "optimizer": {"sgd": SgdConfig, "adam": AdamConfig, "accum_adam": AccumAdamConfig},
     "cluster": {"local": LocalConfig, "slurm": SlurmConfig},
 }

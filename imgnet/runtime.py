@@ -214,6 +214,7 @@ def joined(
         device,
         num_threads,
     )
+    dist.barrier()  # who leaves closes connections, on which a slower worker may still have to send
     # Not after an error: the group's end would reach the others, and fail them, before this worker has said why.
     dist.destroy_process_group()
 

@@ -30,6 +30,7 @@ COLUMNS: tuple[str, ...] = (
     "train_time_s",
     "images_per_s",
     "consensus_distance",
+    "neighbour_distance",
     "lr",
     "eval_time_s",
 )

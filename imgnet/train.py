@@ -104,13 +104,14 @@ def _train_loader(config: RunConfig, runtime: Runtime) -> TrainLoader:
 
 def _train(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module, stop: threading.Event) -> str:
     make_optimizer = partial(build_optimizer, config=config.optimizer)
-    strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime)
-    requests = Requests(stop, config.checkpoint.every_min, runtime.rank)
-    seed_all(config.seed + 1_000_003 * (runtime.rank + 1))  # dropout differs between workers
     with closing(_train_loader(config, runtime)) as train_loader, closing(_eval_loader(config, runtime)) as eval_loader:
+        per_epoch = train_loader.steps_per_epoch
+        strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime, per_epoch)
+        requests = Requests(stop, config.checkpoint.every_min, runtime.rank)
+        seed_all(config.seed + 1_000_003 * (runtime.rank + 1))  # dropout differs between workers
         loop = Loop(config, runtime, run_dir, model, strategy, train_loader, eval_loader)
         loop.resume()
-        with Tracker(config, runtime, run_dir, train_loader.steps_per_epoch, loop.progress.step) as tracker:
+        with Tracker(config, runtime, run_dir, per_epoch, loop.progress.step) as tracker:
             return loop.run(tracker, requests)
 
 
@@ -297,6 +298,7 @@ class Loop:
             "val_acc1": scores.val_acc1,
             "val_acc5": scores.val_acc5,
             "consensus_distance": average.consensus_distance,
+            "neighbour_distance": average.neighbour_distance,
             "eval_time_s": time.perf_counter() - start,
         }
 

@@ -6,6 +6,7 @@ from imgnet.checkpoint.manifest import DamagedError, checkpoints_at, differences
 from imgnet.config import (
     AccumAdamConfig,
     AdamConfig,
+    AllReduceConfig,
     ConfigError,
     DecentralizedConfig,
     Engine,
@@ -15,11 +16,13 @@ from imgnet.config import (
     RunConfig,
     SgdConfig,
     SlurmConfig,
+    WireDtype,
 )
 from imgnet.data import checks as data_checks
 from imgnet.launch import batch
 from imgnet.launch.layout import Layout, layout_of
-from imgnet.parallel.topology import build_topology
+from imgnet.parallel.schedule import build_schedule, node_size
+from imgnet.parallel.topology import GroupRound, NeighbourRound, Schedule
 from imgnet.runtime import Placement
 
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
@@ -153,6 +156,8 @@ def _sgd(optimizer: SgdConfig) -> list[str]:
         return [f"optimizer.momentum={optimizer.momentum} is outside [0, 1)"]
     if optimizer.nesterov and optimizer.momentum == 0:
         return ["optimizer.nesterov=true needs optimizer.momentum above 0"]
+    if optimizer.quasi_global and optimizer.momentum == 0:
+        return ["optimizer.quasi_global=true needs optimizer.momentum above 0; without it it is plain sgd"]
     return []
 
 
@@ -216,27 +221,76 @@ def _batches(config: RunConfig, layout: Layout) -> list[str]:
 
 def _topology(config: RunConfig, layout: Layout) -> list[str]:
     topology = config.topology
-    bucket_mb = getattr(topology, "bucket_mb", 1)
-    problems = _at_least(1, topology__bucket_mb=bucket_mb)
-    if not isinstance(topology, DecentralizedConfig):
-        return problems
+    if isinstance(topology, AllReduceConfig):
+        return _at_least(1, topology__bucket_mb=topology.bucket_mb) + _of_decentralized_runs_only(config)
+    assert isinstance(topology, DecentralizedConfig)
+    problems = _at_least(1, topology__bucket_mb=topology.bucket_mb) + _switches(topology, config.epochs)
     try:
-        build_topology(topology.name, layout.world_size, layout.workers_per_node)
+        per_node = node_size(config.cluster, layout.workers_per_node)
+        schedule = build_schedule(topology, layout.world_size, per_node, steps_per_epoch=1)
     except ValueError as error:
-        problems.append(f"{error} (cluster={config.cluster.name})")
-        return problems
+        return [*problems, f"{error} (cluster={config.cluster.name})"]
     if topology.engine is Engine.decent_dp:
-        problems += _decent_dp(config, layout)
+        problems += _decent_dp(config, layout, schedule)
     return problems
 
 
-def _decent_dp(config: RunConfig, layout: Layout) -> list[str]:
+def _of_decentralized_runs_only(config: RunConfig) -> list[str]:
+    if isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
+        return [
+            "optimizer.quasi_global=true is momentum for workers that differ, and with topology=allreduce none do; "
+            "choose another topology"
+        ]
+    return []
+
+
+def _switches(topology: DecentralizedConfig, epochs: int) -> list[str]:
+    problems = [
+        "topology.schedule names allreduce, which averages gradients; use complete, which averages parameters exactly"
+        for switch in topology.schedule
+        if switch.topology == "allreduce"
+    ]
+    problems += [
+        f"topology.schedule has after_epochs={switch.after_epochs}, which epochs={epochs} never reaches"
+        for switch in topology.schedule
+        if switch.after_epochs >= epochs >= 1
+    ]
+    names = {switch.topology for switch in topology.schedule}
+    if names and topology.schedule[0].after_epochs == 0 and topology.name not in names:
+        problems.append(
+            f"topology.schedule replaces topology={topology.name} from the first step to the last; name it there too, "
+            f"such as {{after_epochs: 5, topology: {topology.name}}}"
+        )
+    return problems
+
+
+def _decent_dp(config: RunConfig, layout: Layout, schedule: Schedule) -> list[str]:
     """What the published engine cannot do; ``topology.engine=imgnet`` can do all of it."""
+    topology = config.topology
+    assert isinstance(topology, DecentralizedConfig)
     reasons = []
     if layout.world_size < 2:
         reasons.append("needs 2 or more workers")
+    else:
+        reasons += _rounds_without_decent_dp(topology, schedule)
+    if topology.wire_dtype is not WireDtype.fp32:
+        reasons.append(f"sends fp32 only (topology.wire_dtype={topology.wire_dtype.value})")
+    if topology.schedule:
+        reasons.append("has one topology for the whole run (topology.schedule)")
     if config.precision is Precision.fp16:
         reasons.append("has no loss scale that all workers agree on (precision=fp16)")
     if config.max_grad_norm is not None:
         reasons.append(f"clips each bucket, not the whole model (max_grad_norm={config.max_grad_norm})")
     return [f"topology.engine=decent_dp {reason}; use topology.engine=imgnet" for reason in reasons]
+
+
+def _rounds_without_decent_dp(topology: DecentralizedConfig, schedule: Schedule) -> list[str]:
+    """It knows disjoint groups in which every worker has a peer, in every round."""
+    rounds = schedule.phases[0].topology.rounds
+    if any(isinstance(round_, NeighbourRound) for round_ in rounds):
+        return [f"averages in disjoint groups, which topology={topology.name} is not"]
+    groups = [group for round_ in rounds if isinstance(round_, GroupRound) for group in round_.groups]
+    if any(len(group.ranks) == 1 for group in groups):
+        what = f"topology.every={topology.every}" if topology.every > 1 else f"topology={topology.name}"
+        return [f"lets no worker rest in a round, as {what} does"]
+    return []

@@ -46,10 +46,10 @@ def main(run_dir: Path, command: list[str]) -> int:
     said = rundir.read_json(run_dir / "run.json").get("status")
     if said == "preempted" and not ended_by:
         return _queue_again(run_dir)
-    if said in ("completed", "preempted") and (status == 0 or ended_by):
-        return int(said == "preempted")
+    if said == "completed" and (status == 0 or ended_by):
+        return 0
     failure = _why(run_dir, status, ended=bool(ended_by))
-    rundir.finish(run_dir, "failed", failure.summary)
+    rundir.finish(run_dir, "preempted" if said == "preempted" else "failed", failure.summary)
     sys.stderr.write(f"{failure}\n")
     return status or 1
 

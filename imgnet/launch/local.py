@@ -102,7 +102,7 @@ def _start_importing() -> None:
 
 @contextmanager
 def _stopping_in_order() -> Iterator[None]:
-    """The first Ctrl-C, SIGTERM or SIGUSR2 has the workers save and end; a second one of the first two ends them."""
+    """Ctrl-C, SIGTERM and SIGUSR2 have the workers save and end; a Ctrl-C after any of them ends them at once."""
     from torch.distributed.elastic.multiprocessing import SignalException
 
     before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, *AGENT_SIGNALS)}
@@ -110,7 +110,8 @@ def _stopping_in_order() -> Iterator[None]:
 
     def stop(number: int, _frame: object) -> None:
         workers = multiprocessing.active_children()
-        if (asked and number != signal.SIGUSR2) or not workers:
+        # Slurm sends SIGTERM to a task directly and through srun; only a second Ctrl-C means that it is urgent.
+        if (asked and number == signal.SIGINT) or not workers:
             raise SignalException(f"got {signal.Signals(number).name}", sigval=signal.SIGTERM)
         asked.append(number)
         if number == signal.SIGINT:

@@ -111,7 +111,7 @@ class AllReduce(Strategy):
     def averaged(self) -> Iterator[Average]:
         """See :meth:`Strategy.averaged`. Parameters are equal already; batch norm's statistics are not."""
         with standing_in(float_buffers(self._module)):
-            yield Average(self._module, consensus_distance=0.0)
+            yield Average(self._module, consensus_distance=0.0, neighbour_distance=0.0)
 
     def state(self) -> dict[str, Any]:
         """See :meth:`Strategy.state`."""

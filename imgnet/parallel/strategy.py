@@ -65,8 +65,11 @@ class Average:
         module: the model, unwrapped.
         consensus_distance: ``sqrt(mean_i |x_i - mean(x)|^2)`` over the workers' parameters (Kong et al. 2021,
             arXiv 2102.04828); 0 where all are equal.
+        neighbour_distance: ``sqrt(mean |x_i - x_j|^2)`` over the pairs of workers that average with each other in the
+            topology's next rounds; 0 where nobody does, or all are equal.
     """
 
-    def __init__(self, module: Module, consensus_distance: float) -> None:
+    def __init__(self, module: Module, consensus_distance: float, neighbour_distance: float) -> None:
         self.module = module
         self.consensus_distance = consensus_distance
+        self.neighbour_distance = neighbour_distance

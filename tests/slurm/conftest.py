@@ -123,7 +123,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120)
 
 def wait_for_end(*run_dirs: Path, timeout_s: float = 150) -> None:
     def ended() -> bool:
-        return all(run_json(run_dir)["status"] in ("completed", "failed") for run_dir in run_dirs)
+        return all(run_json(run_dir)["status"] in ("completed", "failed", "preempted") for run_dir in run_dirs)
 
     try:
         wait_until(ended, "the runs end", timeout_s)
