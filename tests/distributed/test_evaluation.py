@@ -12,7 +12,7 @@ from imgnet.data.loader import build_eval_loader, build_train_loader
 from imgnet.evaluate import Scores, evaluate
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.parallel.decentralized import Decentralized
-from imgnet.parallel.topology import build_topology
+from imgnet.parallel.topology import Schedule, build_topology
 from imgnet.runtime import Runtime
 from tests.distributed.harness import on_workers
 from tests.distributed.models import ADAM, make_model, make_optimizer, objective, synthetic
@@ -29,8 +29,9 @@ def state_of(module: nn.Module) -> list[torch.Tensor]:
 
 def train_then_evaluate(runtime: Runtime) -> tuple[Scores, float, bool, bool, bool]:
     model = make_model(batch_norm=True)
+    schedule = Schedule.constant(build_topology("ring", runtime.world_size, runtime.world_size))
     strategy = Decentralized(
-        model, objective, make_optimizer(ADAM), build_topology("ring", runtime.world_size, runtime.world_size), runtime,
+        model, objective, make_optimizer(ADAM), schedule, runtime,
         num_accumulation_steps=1, max_grad_norm=None, scaler=LossScaler(runtime.device, enabled=False), bucket_mb=1,
     )  # fmt: skip
     loader = build_train_loader(synthetic(), seed=3, global_batch_size=24, channels_last=True, worker=runtime)
