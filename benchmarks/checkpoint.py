@@ -95,7 +95,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: the system's temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        rounds = on_workers(measure, 1, Path(folder), options.rounds, options.batch, Path(folder) / "checkpoints")[0]
+        rounds = on_workers(
+            measure, 1, Path(folder), options.rounds, options.batch, Path(folder) / "checkpoints", timeout_s=1800
+        )[0]
     median = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
     megabytes = median["bytes"] / 1e6
     print(f"state                  {megabytes:7.1f} MB")

@@ -120,7 +120,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        times = on_workers(measure, WORLD_SIZE, Path(folder), options.steps, options.rounds, Path(folder))[0]
+        times = on_workers(
+            measure, WORLD_SIZE, Path(folder), options.steps, options.rounds, Path(folder), timeout_s=1800
+        )[0]
     for ours, bare in times:
         print(
             f"ours {ours / options.steps * 1e3:7.2f} ms/step   bare {bare / options.steps * 1e3:7.2f} ms/step", end=""

@@ -14,7 +14,12 @@ TIMEOUT_S = 120
 
 
 def on_workers(
-    function: Callable[..., Any], world_size: int, folder: Path, *arguments: Any, workers_per_node: int | None = None
+    function: Callable[..., Any],
+    world_size: int,
+    folder: Path,
+    *arguments: Any,
+    workers_per_node: int | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> list[Any]:
     """Call ``function(runtime, *arguments)`` on every worker, and return what each returned, by rank.
 
@@ -24,6 +29,7 @@ def on_workers(
         folder: an empty folder, where the workers meet.
         arguments: what the function gets after its runtime.
         workers_per_node: for the division into nodes that the workers are told.
+        timeout_s: how long they may take.
     """
     prefer_loopback()
     context = multiprocessing.get_context("forkserver")
@@ -39,7 +45,7 @@ def on_workers(
         pipes.append(receiving)
         processes.append(process)
     try:
-        return _collect(pipes)
+        return _collect(pipes, timeout_s)
     finally:
         for process in processes:
             process.kill()
@@ -58,11 +64,11 @@ def _work(
         sending.send((None, traceback.format_exc()))
 
 
-def _collect(pipes: list[connection.Connection]) -> list[Any]:
+def _collect(pipes: list[connection.Connection], timeout_s: float) -> list[Any]:
     results: dict[int, Any] = {}
     while len(results) < len(pipes):
         waiting = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
-        ready = connection.wait(waiting, timeout=TIMEOUT_S)
+        ready = connection.wait(waiting, timeout=timeout_s)
         assert ready, f"ranks {[rank for rank in range(len(pipes)) if rank not in results]} did not answer"
         for pipe in ready:
             rank = pipes.index(pipe)  # type: ignore[arg-type]
