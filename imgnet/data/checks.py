@@ -1,10 +1,11 @@
 """What can be said about the data before anything is queued or started."""
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 
-from imgnet.config import DataConfig, DataKind
+from imgnet.config import DataBackend, DataConfig, DataKind
 from imgnet.data import digits
 from imgnet.data.folder import LAYOUT_HINT, layout_problems
 
@@ -19,6 +20,18 @@ def problems(config: DataConfig) -> list[str]:
     return [*_size_problems(config), *_range_problems(config), *_color_problems(config), *_place_problems(config)]
 
 
+def chosen_backend(config: DataConfig) -> DataBackend:
+    """Who decodes, with ``auto`` resolved."""
+    if config.backend is not DataBackend.auto:
+        return config.backend
+    return DataBackend.dali if dali_is_installed() else DataBackend.torchvision
+
+
+def dali_is_installed() -> bool:
+    """Whether DALI can be imported, found out without importing it."""
+    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+
+
 def known_num_train(config: DataConfig) -> int | None:
     """How many training images there will be; None where only listing the folder tells."""
     match config.kind:
@@ -26,7 +39,7 @@ def known_num_train(config: DataConfig) -> int | None:
             return digits.NUM_TRAIN
         case DataKind.synthetic:
             return config.num_train
-        case DataKind.folder:
+        case DataKind.folder | DataKind.shards:
             return None
 
 
