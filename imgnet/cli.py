@@ -32,10 +32,16 @@ def plot(
     """Draw accuracy over epochs and over time, and the distance between workers."""
     from imgnet.results.plot import plot_runs
 
-    try:
-        plot_runs(_existing(runs), out)
-    except ValueError as error:
-        _refuse(str(error))
+    found = _existing(runs)
+    with_curves = [run for run in found if (run / "metrics.csv").is_file()]
+    if not with_curves:
+        _refuse(f"{runs[0]}: no metrics.csv there yet; the first epoch writes it")
+    if out.suffix not in (".png", ".pdf", ".svg"):
+        _refuse(f"--out {out}: the picture must end in .png, .pdf or .svg")
+    plot_runs(with_curves, out)
+    for run in found:
+        if run not in with_curves:
+            typer.echo(f"left out, for it has no metrics yet: {run}", err=True)
     typer.echo(f"drawn: {out}")
 
 

@@ -20,7 +20,7 @@ from imgnet.optim.factory import build_optimizer
 from imgnet.optim.schedule import learning_rate
 from imgnet.parallel.build import build_strategy
 from imgnet.parallel.collectives import sum_over_workers
-from imgnet.parallel.strategy import Strategy
+from imgnet.parallel.strategy import Objective, Strategy
 from imgnet.runtime import Runtime
 from imgnet.tracking import Tracker
 
@@ -77,9 +77,8 @@ def _train(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module)
         worker=runtime,
     )
     eval_loader = _eval_loader(config, runtime)
-    objective = partial(_loss, config=config)
     make_optimizer = partial(build_optimizer, config=config.optimizer)
-    strategy = build_strategy(config, model, objective, make_optimizer, runtime)
+    strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime)
     torch.manual_seed(config.seed + 1_000_003 * (runtime.rank + 1))  # dropout differs between workers
     with (
         closing(train_loader),
@@ -89,10 +88,15 @@ def _train(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module)
         Loop(config, runtime, run_dir, strategy, train_loader, eval_loader, tracker).run()
 
 
-def _loss(module: nn.Module, images: Tensor, targets: Tensor, config: RunConfig) -> Tensor:
-    with autocast(images.device, config.precision):
-        logits = module(images)
-    return functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+def objective_of(config: RunConfig) -> Objective:
+    """Cross entropy with label smoothing, the forward pass in the run's precision and the loss in fp32."""
+
+    def objective(module: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        with autocast(images.device, config.precision):
+            logits = module(images)
+        return functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+
+    return objective
 
 
 class Loop:
@@ -135,7 +139,7 @@ class Loop:
         for epoch in range(self.config.epochs):
             if self.step >= self.num_steps:
                 break
-            row = self._train_epoch(epoch)
+            row = self.train_epoch(epoch)
             is_last = self.step >= self.num_steps
             if is_last or (epoch + 1) % self.config.evaluate_every_epochs == 0:
                 row |= self._evaluate(row)
@@ -146,7 +150,8 @@ class Loop:
                     "longer optimizer.warmup_epochs or max_grad_norm"
                 )
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """Make the steps of an epoch, and return the training part of its row in ``metrics.csv``."""
         start, first_step = time.perf_counter(), self.step
         loss_sum = torch.zeros((), device=self.runtime.device)
         waited_for_data = 0.0

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -71,8 +72,7 @@ class Mixer:
             return
         # Every rank makes every group, in one order, as torch demands; the whole world exists already.
         made = dist.group.WORLD if len(ranks) == world_size else dist.new_group(list(ranks))
-        assert isinstance(made, dist.ProcessGroup)
-        self._groups[ranks] = made
+        self._groups[ranks] = cast("dist.ProcessGroup", made)  # a placeholder where this worker is no member
 
     def start(self, block: Tensor, buffer: Tensor, round_number: int) -> Finish | None:
         """Begin to average ``block`` with this round's peers.

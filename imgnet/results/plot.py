@@ -10,12 +10,15 @@ from imgnet.results.table import distinct_names
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+ERROR_LABEL = "top-1 error of the averaged model, %"
 PANELS = (
-    ("epoch", "val_acc1", "top-1 of the averaged model, %"),
-    ("train_time_s", "val_acc1", "top-1 of the averaged model, %"),
-    ("epoch", "consensus_distance", "distance between workers"),
+    ("epoch", "val_error1", ERROR_LABEL),
+    ("train_time_s", "val_error1", ERROR_LABEL),
+    ("epoch", "consensus_distance", "distance of the workers from their average"),
 )
+PERCENT = FuncFormatter(lambda value, _: f"{value:g}")
 X_LABELS = {"epoch": "epoch", "train_time_s": "training time, s"}
 
 
@@ -25,9 +28,6 @@ def plot_runs(run_dirs: Sequence[Path], path: Path) -> None:
     Args:
         run_dirs: directories with a ``metrics.csv``.
         path: the picture; its ending says the format.
-
-    Raises:
-        ValueError: a directory without metrics.
     """
     tables = [_metrics(run_dir) for run_dir in run_dirs]
     figure, axes = plt.subplots(1, len(PANELS), figsize=(5 * len(PANELS), 4), layout="constrained")
@@ -37,16 +37,25 @@ def plot_runs(run_dirs: Sequence[Path], path: Path) -> None:
             axis.plot(evaluated[x], evaluated[y], label=name, marker=".")
         axis.set_xlabel(X_LABELS[x])
         axis.set_ylabel(label)
-        axis.grid(visible=True, alpha=0.3)
+        axis.grid(visible=True, which="both", alpha=0.3)
+        if x == "epoch":
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if y == "val_error1":  # the last percent is where runs differ
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(PERCENT)
+            axis.yaxis.set_minor_formatter(PERCENT if _ratio(tables, y) < 20 else NullFormatter())
     axes[0].legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def _metrics(run_dir: Path) -> pd.DataFrame:
-    file = run_dir / "metrics.csv"
-    if not file.is_file():
-        raise ValueError(
-            f"{run_dir}: no metrics.csv there; a run directory looks like multirun_outputs/<date>/<time>/0"
-        )
-    return pd.read_csv(file)
+    table = pd.read_csv(run_dir / "metrics.csv")
+    # No error at all has no place on a logarithmic axis; a hundredth of a percent stands for it.
+    table["val_error1"] = (100 - table["val_acc1"]).clip(lower=0.01)
+    return table
+
+
+def _ratio(tables: Sequence[pd.DataFrame], column: str) -> float:
+    values = pd.concat([table[column] for table in tables]).dropna().to_numpy()
+    return float(values.max() / values.min())
