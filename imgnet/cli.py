@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
+from imgnet.data.cli import app as data_app
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(data_app, name="data", help="Prepare images: from archives to tar shards.")
 
 Runs = Annotated[list[Path], typer.Argument(help="Run directories, or the folders of sweeps.")]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from imgnet.data.bad_images import BadImages
+from imgnet.data.buffers import Buffers
 from imgnet.data.counter import Ints
 
 
@@ -106,13 +107,28 @@ class Normalizer:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         spread = torch.tensor(std, dtype=torch.float64)
-        self._scale = (1 / (255 * spread)).float().view(1, 3, 1, 1).to(device)
-        self._shift = (-torch.tensor(mean, dtype=torch.float64) / spread).float().view(1, 3, 1, 1).to(device)
+        self._scale = (1 / (255 * spread)).float().to(device)
+        self._shift = (-torch.tensor(mean, dtype=torch.float64) / spread).float().to(device)
+        self._device = device
+        self._buffers = Buffers(np.float32)
 
     def __call__(self, pixels: Tensor, memory_format: torch.memory_format) -> Tensor:
         """uint8 ``[n, 3, h, w]`` on the device to float32 in ``memory_format``."""
-        images = pixels.to(torch.float32, memory_format=memory_format)
-        return torch.addcmul(self._shift, images, self._scale, out=images)
+        num, colors, height, width = pixels.shape
+        if memory_format is torch.channels_last:
+            # Whole rows at a time: a loop over three colours is too short for vector instructions.
+            images = self._empty(num, height, width * colors)
+            scale, shift = self._scale.repeat(width), self._shift.repeat(width)
+            images.copy_(pixels.permute(0, 2, 3, 1).reshape(images.shape))
+            torch.addcmul(shift, images, scale, out=images)
+            return images.view(num, height, width, colors).permute(0, 3, 1, 2)
+        images = self._empty(num, colors, height, width).copy_(pixels)
+        return torch.addcmul(self._shift.view(-1, 1, 1), images, self._scale.view(-1, 1, 1), out=images)
+
+    def _empty(self, *shape: int) -> Tensor:
+        if self._device.type == "cpu":
+            return self._buffers.empty(*shape)
+        return torch.empty(shape, dtype=torch.float32, device=self._device)
 
 
 def layout(channels_last: bool) -> torch.memory_format:

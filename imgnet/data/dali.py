@@ -21,6 +21,7 @@ from torch import Tensor
 
 from imgnet.data.ahead import Ahead
 from imgnet.data.backend import Backend, Batch, BatchKey, Decoded, Finisher
+from imgnet.data.buffers import Buffers
 from imgnet.data.decode import decode_sample, describe_failure
 from imgnet.data.header import JpegHeader, as_ppm
 from imgnet.data.source import ImageError, Source
@@ -65,6 +66,7 @@ class DaliBackend(Backend):
         self._resize_in_dali = device.type == "cuda" if resize_in_dali is None else resize_in_dali
         self._readers = ThreadPoolExecutor(_NUM_READERS, "read")
         self._resizers = ThreadPoolExecutor(num_threads, "resize")
+        self._buffers = Buffers(np.uint8)
         self._pipeline: Pipeline | None = None
         self._max_batch_size = 0
         self._in_dali: _Prepared | None = None
@@ -192,7 +194,8 @@ class DaliBackend(Backend):
         return pixels.permute(0, 3, 1, 2)
 
     def _resized(self, parts: Sequence[Encoded], mirrored: npt.NDArray[np.bool_]) -> Tensor:
-        pixels = np.empty((len(parts), self._view.px, self._view.px, 3), dtype=np.uint8)
+        squares = self._buffers.empty(len(parts), self._view.px, self._view.px, 3)
+        pixels = squares.numpy()
 
         def render(first: int) -> None:
             # Every so many, so that the threads end together; one at a time, so that none holds the GIL for long.
@@ -201,7 +204,7 @@ class DaliBackend(Backend):
                 self._view.render([part], mirrored[place : place + 1], pixels[place : place + 1])
 
         list(self._resizers.map(render, range(self._num_threads)))
-        return torch.from_numpy(pixels)
+        return squares
 
     def _build(self) -> Pipeline:
         on_gpu = self._device.type == "cuda"

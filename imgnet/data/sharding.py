@@ -3,10 +3,10 @@
 import io
 import json
 import os
+import shutil
 import tarfile
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -18,8 +18,10 @@ import numpy as np
 from imgnet.config import ConfigError
 from imgnet.data.folder import SPLITS, FolderSource, Split, class_names
 from imgnet.data.header import extension
+from imgnet.data.pool import in_processes
 from imgnet.data.shards import (
     INDEX,
+    LABEL_ENDING,
     MANIFEST,
     ROW,
     FileRecord,
@@ -32,6 +34,7 @@ from imgnet.data.shards import (
 )
 
 PLAN = "plan.json"
+_MAX_KEY = 40  # letters, of which four bytes each fit into the header of a tar member with the ending
 _PARTS = ".parts"  # what is known of each finished shard, until the manifest is written
 
 
@@ -45,9 +48,7 @@ class Recipe:
     """JPEG quality, 1 to 95, of what is shrunk."""
 
 
-def shard_folder(
-    source: Path, folder: Path, *, num_shards: int, num_classes: int, recipe: Recipe, num_workers: int
-) -> Iterator[int]:
+def shard_folder(source: Path, folder: Path, *, num_shards: int, recipe: Recipe, num_workers: int) -> Iterator[int]:
     """Write ``source`` as shards into ``folder``, and yield the number of images after each finished shard.
 
     Sample ``i`` of the shards is sample ``i`` of the folder. ``train`` has ``num_shards``, ``val`` as many as give
@@ -56,23 +57,41 @@ def shard_folder(
     Raises:
         ConfigError: the folder is not as it should be, or was begun with other settings.
     """
-    sources: dict[Split, FolderSource] = {split: FolderSource(source, split, num_classes) for split in SPLITS}
+    sources = open_splits(source)
     _keep_plan(folder, source, num_shards, recipe, sources)
     if (folder / MANIFEST).exists():
         yield sum(map(len, sources.values()))
         return
-    jobs = [
-        (split, shard, bounds)
-        for split in SPLITS
-        for shard, bounds in enumerate(_bounds(len(sources[split]), num_shards, len(sources["train"])))
-    ]
-    with ProcessPoolExecutor(num_workers) as pool:
-        yield from pool.map(partial(_write_shard, sources, folder, recipe), jobs)
-    made_with = {"max_size": recipe.max_size, "quality": recipe.quality if recipe.max_size else None}
+    yield from in_processes(partial(_write_shard, folder, recipe), _jobs(sources, num_shards), num_workers)
     records = {split: _finish_split(folder, split) for split in SPLITS}
+    made_with = {"max_size": recipe.max_size, "quality": recipe.quality if recipe.max_size else None}
     Manifest(class_names(source / "train"), made_with, dict(records)).write(folder)
-    for leftover in [*folder.glob(f"*/{_PARTS}/*"), *folder.glob(f"*/{_PARTS}")]:
-        leftover.rmdir() if leftover.is_dir() else leftover.unlink()
+    for parts in folder.glob(f"*/{_PARTS}"):
+        shutil.rmtree(parts)
+
+
+def open_splits(folder: Path) -> dict[Split, FolderSource]:
+    """The splits of a folder of images, with as many classes as there are. Raises ConfigError."""
+    num_classes = len(class_names(folder / "train")) if (folder / "train").is_dir() else 0
+    return {split: FolderSource(folder, split, num_classes) for split in SPLITS}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A shard to write: neighbours in the folder."""
+
+    split: Split
+    number: int
+    first: int
+    files: list[str]
+    labels: list[int]
+
+
+def _jobs(sources: dict[Split, FolderSource], num_shards: int) -> Iterator[_Job]:
+    for split, source in sources.items():
+        for number, (first, after) in enumerate(_bounds(len(source), num_shards, len(sources["train"]))):
+            files = [source.describe(index) for index in range(first, after)]
+            yield _Job(split, number, first, files, source.labels[first:after].tolist())
 
 
 def _bounds(num_samples: int, num_shards: int, num_train: int) -> list[tuple[int, int]]:
@@ -98,36 +117,32 @@ def _keep_plan(folder: Path, source: Path, num_shards: int, recipe: Recipe, sour
         raise ConfigError([f"{folder} was begun with other settings: {', '.join(changed)}; name a new folder"])
 
 
-def _write_shard(
-    sources: dict[Split, FolderSource], folder: Path, recipe: Recipe, job: tuple[Split, int, tuple[int, int]]
-) -> int:
-    split, shard, (first, after) = job
-    path = folder / split / f"shard-{shard:06d}.tar"
-    part = folder / split / _PARTS / f"{shard:06d}"
+def _write_shard(folder: Path, recipe: Recipe, job: _Job) -> int:
+    path = folder / job.split / f"shard-{job.number:06d}.tar"
+    part = folder / job.split / _PARTS / f"{job.number:06d}"
     if not part.with_suffix(".json").exists():
         part.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}")
         with unfinished.open("wb") as file:
-            _write_tar(file, sources[split], range(first, after), recipe)
+            _write_tar(file, job, recipe)
             file.flush()
             os.fsync(file.fileno())
         # Read back, so that the index tells what is on the disk, and by the rules for shards from elsewhere.
-        np.save(part.with_suffix(".npy"), index_tar(unfinished, shard))
+        np.save(part.with_suffix(".npy"), index_tar(unfinished, job.number))
         record = record_of(unfinished)
         unfinished.replace(path)
         write_atomically(part.with_suffix(".json"), json.dumps([path.name, record.num_bytes, record.crc32]).encode())
-    return after - first
+    return len(job.files)
 
 
-def _write_tar(file: IO[bytes], source: FolderSource, indices: range, recipe: Recipe) -> None:
+def _write_tar(file: IO[bytes], job: _Job, recipe: Recipe) -> None:
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for index in indices:
-            data = source.read(index)
+        for index, (name, label) in enumerate(zip(job.files, job.labels, strict=True), job.first):
+            data = Path(name).read_bytes()
             if recipe.max_size is not None:
-                data = _shrunk(data, recipe.max_size, recipe.quality, source.describe(index))
-            stem = Path(source.describe(index)).stem.replace(".", "_")
-            key = f"{index:08d}_{stem}"[:80]
-            for ending, content in ((extension(data), data), ("cls", str(source.labels[index]).encode())):
+                data = _shrunk(data, recipe.max_size, recipe.quality, name)
+            key = f"{index:08d}_{Path(name).stem.replace('.', '_')}"[:_MAX_KEY]
+            for ending, content in ((extension(data), data), (LABEL_ENDING, str(label).encode())):
                 member = tarfile.TarInfo(f"{key}.{ending}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))

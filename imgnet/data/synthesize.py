@@ -1,7 +1,6 @@
 """JPEGs with the sizes and weights of ImageNet's, drawn from numbers: for benchmarks and tests without ImageNet."""
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from imgnet.data.folder import SPLITS, Split
+from imgnet.data.pool import in_processes
 
 QUALITY = 95
 VAL_SHARE = 10  # one validation image for so many training images
@@ -27,11 +27,12 @@ def synthesize(
     goes on where it was.
     """
     num_val = max(1, per_class // VAL_SHARE)
-    counts = {"train": per_class, "val": num_val}
-    jobs = [(split, label, counts[split]) for split in SPLITS for label in range(num_classes)]
+    counts: dict[Split, int] = {"train": per_class, "val": num_val}
+    jobs: list[tuple[Split, int, int]] = [
+        (split, label, counts[split]) for split in SPLITS for label in range(num_classes)
+    ]
     draw = partial(_draw_class, folder, width, height)
-    with ProcessPoolExecutor(num_workers) as pool:
-        yield from pool.map(draw, jobs)
+    yield from in_processes(draw, jobs, num_workers)
 
 
 def num_images(num_classes: int, per_class: int) -> int:
