@@ -10,6 +10,7 @@ FFCV and timm are measured where they are installed. The images are drawn once a
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from imgnet.data.checks import dali_is_installed
 from imgnet.data.decode import decode
 from imgnet.data.loader import build_train_loader
 from imgnet.data.shards import ROW, FileRecord, Manifest, ShardSource, SplitRecord
+from imgnet.data.staging import stage
 from imgnet.runtime import Runtime
 
 PX, BATCH = 176, 128
@@ -172,8 +174,9 @@ def timm_loader(images: Images) -> Epoch:
     """The loader of timm with its prefetcher, without the augmentations that the others do not have."""
     from timm.data import create_dataset, create_loader  # pyright: ignore[reportPrivateImportUsage]
 
+    dataset: Any = create_dataset("", root=str(images.folder / "train"))
     loader = create_loader(
-        create_dataset("", root=str(images.folder / "train")),
+        dataset,
         input_size=(3, PX, PX),
         batch_size=BATCH,
         is_training=True,
@@ -191,11 +194,15 @@ def timm_loader(images: Images) -> Epoch:
 
 def plain_dali(images: Images, size: str, from_shards: bool) -> Epoch:
     """DALI with its own reader, shuffling and random crops, as in its documentation."""
-    from nvidia.dali import fn, pipeline_def
+    from nvidia.dali import fn as typed_fn
+    from nvidia.dali import pipeline_def
     from nvidia.dali.plugin.pytorch import DALIGenericIterator
     from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
-    @pipeline_def(batch_size=BATCH, num_threads=images.num_threads, device_id=None)
+    fn: Any = typed_fn
+    on_cpu: Any = None
+
+    @pipeline_def(batch_size=BATCH, num_threads=images.num_threads, device_id=on_cpu)
     def graph() -> tuple[Any, ...]:
         if from_shards:
             paths = sorted(str(path) for path in (images.shards(size) / "train").glob("*.tar"))
@@ -378,6 +385,28 @@ def write_imagenet_index(root: Path) -> None:
     Manifest([f"n{label}" for label in range(1000)], {}, records).write(root)
 
 
+def show_staging(images: Images, rounds: int) -> None:
+    """How long staging takes beside cp, with files in memory and each copy new."""
+    root, copies = images.shards("full"), images.root / "staged"
+    seconds: dict[str, list[float]] = {"cp": [], "stage": []}
+    for _ in range(rounds):
+        for name, times in seconds.items():
+            shutil.rmtree(copies, ignore_errors=True)
+            copies.mkdir()
+            os.sync()
+            start = time.perf_counter()
+            if name == "cp":
+                subprocess.run(["cp", "-r", root, copies / "shards"], check=True)
+            else:
+                stage(root, str(copies.resolve()))
+            times.append(time.perf_counter() - start)
+    shutil.rmtree(copies)
+    best = {name: min(times) for name, times in seconds.items()}
+    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) / 1e6
+    print(f"\nstaging {size:.0f} MB: {best['stage']:.2f} s, checksums included; cp {best['cp']:.2f} s; ", end="")
+    print(f"{best['cp'] / best['stage']:.2f} of cp's speed (at least 0.8)")
+
+
 def main() -> None:
     """Draw, measure in turns, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -396,6 +425,7 @@ def main() -> None:
             one.measure()
         print(f"round {number + 1} of {options.rounds}; load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     show({one.name: one for one in chosen})
+    show_staging(images, options.rounds)
     show_index(options.folder / "imagenet-index")
     os._exit(0)  # FFCV's threads do not end
 

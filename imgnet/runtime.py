@@ -5,6 +5,7 @@ torch is imported inside functions, because a command that is refused should not
 
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -114,6 +115,19 @@ def available_cores() -> int:
 def running_under_slurm() -> str | None:
     """The id of the Slurm job around this process, if there is one."""
     return os.environ.get("SLURM_JOB_ID")
+
+
+def expand(path: str) -> Path:
+    """A path in which ``~`` and variables such as ``$TMPDIR`` stand for what they are on this node.
+
+    Raises:
+        ValueError: a variable is not set.
+    """
+    expanded = os.path.expandvars(path)
+    unset = re.search(r"\$\{?(\w+)", expanded)
+    if unset:
+        raise ValueError(f"the variable {unset[1]} is not set on {socket.gethostname()}")
+    return Path(expanded).expanduser()
 
 
 def shows_full_errors() -> bool:

@@ -6,15 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
 from imgnet import rundir
 from imgnet.checkpoint import export_model, load_model
 from imgnet.config import Mode, RunConfig
-from imgnet.data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, prepare
-from imgnet.evaluate import Scores, autocast, evaluate
+from imgnet.data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, prepare_nodes
+from imgnet.evaluate import AUTOCAST_DTYPES, Scores, autocast, evaluate
 from imgnet.models import build_model
 from imgnet.optim.factory import build_optimizer
 from imgnet.optim.schedule import learning_rate
@@ -29,9 +28,7 @@ EVAL_IMAGES_PER_BATCH = 256
 
 def run(config: RunConfig, runtime: Runtime, run_dir: Path) -> None:
     """Train, or evaluate, as ``config`` says. Collective; rank 0 writes to the run directory."""
-    if runtime.local_rank == 0:
-        prepare(config.data)
-    dist.barrier()
+    prepare_nodes(config.data, runtime)
     torch.manual_seed(config.seed)
     model = _model(config, runtime)
     if config.mode is Mode.evaluate:
@@ -64,8 +61,16 @@ def _evaluate_only(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn
 
 def _eval_loader(config: RunConfig, runtime: Runtime) -> EvalLoader:
     return build_eval_loader(
-        config.data, local_batch_size=EVAL_IMAGES_PER_BATCH, channels_last=config.channels_last, worker=runtime
+        config.data,
+        local_batch_size=EVAL_IMAGES_PER_BATCH,
+        channels_last=config.channels_last,
+        worker=runtime,
+        dtype=_image_dtype(config),
     )
+
+
+def _image_dtype(config: RunConfig) -> torch.dtype:
+    return AUTOCAST_DTYPES.get(config.precision, torch.float32)
 
 
 def _train(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module) -> None:
@@ -75,6 +80,7 @@ def _train(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module)
         global_batch_size=config.global_batch_size,
         channels_last=config.channels_last,
         worker=runtime,
+        dtype=_image_dtype(config),
     )
     eval_loader = _eval_loader(config, runtime)
     make_optimizer = partial(build_optimizer, config=config.optimizer)

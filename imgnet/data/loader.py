@@ -1,10 +1,12 @@
 """The batches of one worker: sample order in, images on the device out."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import final
 
 import torch
+import torch.distributed as dist
 
 from imgnet.config import ConfigError, DataBackend, DataConfig, DataKind
 from imgnet.data import order
@@ -15,6 +17,7 @@ from imgnet.data.digits import ensure_digits
 from imgnet.data.folder import FolderSource, Split
 from imgnet.data.shards import ShardSource
 from imgnet.data.source import Source
+from imgnet.data.staging import stage, staged_root
 from imgnet.runtime import Runtime
 
 _NO_EPOCH = 0
@@ -90,9 +93,35 @@ class EvalLoader:
 
 
 def prepare(config: DataConfig) -> None:
-    """Make what can be made, which is the digits. Call it once on each node, before the loaders; twice does no harm."""
+    """Make the digits, copy shards to this node. Call it on each node, before the loaders; more often does no harm.
+
+    Raises:
+        ConfigError: the shards cannot be copied.
+    """
     if config.kind is DataKind.digits:
         ensure_digits(data_root(config))
+    elif config.stage_to is not None and config.root is not None:
+        stage(Path(config.root).expanduser(), config.stage_to)
+
+
+def prepare_nodes(config: DataConfig, worker: Runtime) -> None:
+    """:func:`prepare` on every node, in one of its workers. Collective; returns when all nodes are ready.
+
+    Raises:
+        RuntimeError: a node was not ready after ``data.stage_timeout_min``; it is named by its rank.
+    """
+    # The timeout of other collectives is too short for a node that copies while the copies of others are warm. NCCL
+    # would hold the GPU meanwhile, so that this one is gloo's.
+    timeout = timedelta(minutes=config.stage_timeout_min)
+    group = dist.new_group(backend="gloo", timeout=timeout) if config.stage_to is not None else None
+    if worker.local_rank == 0:
+        prepare(config)
+    if group is None:
+        dist.barrier()
+    else:
+        assert isinstance(group, dist.ProcessGroup), "every worker is in the group"
+        dist.monitored_barrier(group, timeout)
+        dist.destroy_process_group(group)
 
 
 def build_train_loader(
@@ -205,4 +234,5 @@ def data_root(config: DataConfig) -> Path:
     """The folder that images are read from on this node: the staged one, where they are staged."""
     if config.root is None:
         raise ConfigError([f"data.root is not set, but data.kind={config.kind.name} needs a folder"])
-    return Path(config.root).expanduser()
+    root = Path(config.root).expanduser()
+    return root if config.stage_to is None else staged_root(root, config.stage_to)
