@@ -264,12 +264,13 @@ def record_of(path: Path) -> FileRecord:
     return FileRecord(path.name, num_bytes, checksum)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """``path`` holds all of ``data`` or what it held before, whatever happens. On the disk when this returns."""
+def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
+    """``path`` holds all of ``data`` or what it held before. ``durable``: also after the machine lost its power."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with unfinished.open("wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     unfinished.replace(path)
