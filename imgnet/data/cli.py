@@ -1,14 +1,17 @@
 """The commands ``imgnet data ...``. Each imports what it needs when it runs, so that ``--help`` is quick."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from imgnet.config import ConfigError
 from imgnet.runtime import available_cores
+
+if TYPE_CHECKING:
+    from imgnet.data.verify import Verified
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -24,6 +27,54 @@ def main() -> None:
     Every command can be killed at any moment and started again with the same arguments: it goes on where it was,
     and what has its final name is whole.
     """
+
+
+@app.command()
+def prepare(
+    archives: Annotated[Path, typer.Option(help="Folder with the three files that image-net.org gives.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/Imagenet"),
+    workers: Workers = None,
+) -> None:
+    """Extract ImageNet's archives to train/<wnid>, val/<wnid>, dev/ and meta.bin.
+
+    Needed are ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, together 145 GB, and
+    as much free space. Nothing is unpacked twice: training images go from the archive to their folder in one step.
+    """
+    from imgnet.data.archives import archive_bytes, prepare_imagenet
+
+    _run("preparing", "bytes", lambda: (archive_bytes(archives), prepare_imagenet(archives, out, _cores(workers))))
+    typer.echo(f"done: use it with data.root={out}; look at it with: imgnet data verify {out}")
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A folder of images, or of shards.")],
+    workers: Workers = None,
+) -> None:
+    """Count classes and images, compare checksums, decode every image, and list what is wrong.
+
+    Shards are compared with their checksums, and every image in them too. ImageNet is known by its classes and must
+    have 1,281,167 training and 50,000 validation images. Ends with status 1 where something is wrong.
+    """
+    from imgnet.data.verify import open_all
+    from imgnet.data.verify import verify as look
+
+    problems: list[str] = []
+
+    def work() -> tuple[int, Iterable[int]]:
+        sources = open_all(path)
+        return sum(map(len, sources.values())), note(look(path, sources, _cores(workers)))
+
+    def note(steps: Iterable["Verified"]) -> Iterator[int]:
+        for verified in steps:
+            problems.extend(verified.problems)
+            yield verified.num_images
+
+    _run("verifying", "images", work)
+    for problem in problems:
+        typer.echo(problem)
+    typer.echo(f"{len(problems)} problems" if problems else f"{path} is whole")
+    sys.exit(1 if problems else 0)
 
 
 @app.command()
@@ -88,15 +139,10 @@ def _cores(workers: int | None) -> int:
 def _run(title: str, unit: str, work: Callable[[], tuple[int, Iterable[int]]]) -> None:
     """Show how ``work`` gets on; what is wrong with its arguments becomes a line for each problem and exit code 2."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-    )
+    counts = (DownloadColumn(),) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
     try:
         total, steps = work()
         with Progress(*columns, console=Console(stderr=True)) as progress:

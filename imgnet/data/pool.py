@@ -13,7 +13,10 @@ Result = TypeVar("Result")
 
 
 def in_processes(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int) -> Iterator[Result]:
-    """The result of each job, in order. Raises what a job raises, and begins no further ones then."""
+    """The result of each job, in order; one worker is this process. Raises what a job raises, and begins no others."""
+    if num_workers == 1:
+        yield from map(work, jobs)
+        return
     # Spawned, since a fork of a process that draws a progress bar copies the locks of its threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent)
