@@ -64,7 +64,8 @@ def prepare_imagenet(archives: Path, out: Path, num_workers: int) -> Iterator[in
     extract = partial(_extract_class, archives / TRAIN, out / "train")
     yield from in_processes(extract, _classes(archives / TRAIN, devkit), num_workers)
     yield from _extract_val(archives / VAL, out, devkit)
-    _write_meta(out / "meta.bin", devkit)
+    if not (out / "meta.bin").exists():
+        _write_meta(out / "meta.bin", devkit)
 
 
 def read_devkit(folder: Path) -> Devkit:

@@ -38,7 +38,10 @@ def chosen_backend(config: DataConfig) -> DataBackend:
 
 def dali_is_installed() -> bool:
     """Whether DALI can be imported, found out without importing it."""
-    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+    try:
+        return find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # nothing of NVIDIA's is installed
+        return False
 
 
 def known_num_train(config: DataConfig) -> int | None:
