@@ -17,9 +17,9 @@ from pathlib import Path
 
 from imgnet.config import ConfigError
 from imgnet.data.shards import MANIFEST, FileRecord, read_manifest, record_of, write_atomically
-from imgnet.runtime import expand
+from imgnet.runtime import available_cores, expand
 
-_NUM_COPIES_AT_ONCE = 4
+_MOST_COPIES_AT_ONCE = 8
 _BLOCK = 1 << 18  # read, checked and written while it is in the cache of a core
 _BOOT = ".boot"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -114,7 +114,7 @@ def _check_space(target: Path, needed: int) -> None:
 def _copy_all(root: Path, target: Path, files: list[tuple[str, FileRecord]]) -> None:
     size = sum(file.num_bytes for _, file in files) / _GB
     _logger.info("staging %d files, %.2f GB, from %s to %s", len(files), size, root, target)
-    pool = ThreadPoolExecutor(_NUM_COPIES_AT_ONCE)
+    pool = ThreadPoolExecutor(min(_MOST_COPIES_AT_ONCE, available_cores()))
     try:
         for _ in pool.map(lambda job: _copy(root / job[0], target / job[0], job[1]), files):
             pass
