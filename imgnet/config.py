@@ -63,8 +63,24 @@ class DataKind(Enum):
     """Where images come from."""
 
     folder = "folder"
+    shards = "shards"
     digits = "digits"
     synthetic = "synthetic"
+
+
+class DataBackend(Enum):
+    """Who decodes. ``auto``: DALI where it is installed, torchvision where not."""
+
+    auto = "auto"
+    dali = "dali"
+    torchvision = "torchvision"
+
+
+class OnBadImage(Enum):
+    """What an image that cannot be decoded does to a run: it ends it, or it is left out and counted."""
+
+    error = "error"
+    skip = "skip"
 
 
 class WandbMode(Enum):
@@ -94,7 +110,9 @@ class DataConfig:
     name: str = MISSING
     kind: DataKind = MISSING
     root: str | None = None
-    """Folder with ``train/<class>/*`` and ``val/<class>/*``; unused by ``synthetic``."""
+    """Folder with ``train/<class>/*`` and ``val/<class>/*``, or with the shards that ``imgnet data shard`` wrote;
+    unused by ``synthetic``."""
+    backend: DataBackend = DataBackend.auto
     num_classes: int = MISSING
     train_px: int = MISSING
     """Side of the training crop."""
@@ -110,7 +128,16 @@ class DataConfig:
     mean: list[float] = MISSING
     std: list[float] = MISSING
     num_workers: int | None = None
-    """Decoding processes of each worker; null: its share of the cores, less one for training."""
+    """Decoding processes (torchvision) or threads (DALI) of each worker; null: its share of the cores, less one for
+    training. 0: torchvision decodes in the training process, DALI in one thread."""
+    on_bad_image: OnBadImage = OnBadImage.error
+    max_bad_images: int = 100
+    """``on_bad_image=skip`` only: how many images a worker may skip before the run fails."""
+    stage_to: str | None = None
+    """``shards`` only: a folder on a disk of each node, such as ``/local/ssd`` or ``$TMPDIR``, that the shards are
+    copied to before training; null: they are read where they are."""
+    stage_timeout_min: int = 120
+    """How long nodes that are ready wait for one that still copies."""
     num_train: int | None = None
     """``synthetic`` only: how many training images there are."""
     num_val: int | None = None

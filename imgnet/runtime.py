@@ -5,6 +5,7 @@ torch is imported inside functions, because a command that is refused should not
 
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -149,6 +150,19 @@ def environment_for_sbatch() -> dict[str, str]:
     ``SBATCH_*`` are a user's own defaults, and stay.
     """
     return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith("SLURM_")}
+
+
+def expand(path: str) -> Path:
+    """A path in which ``~`` and variables such as ``$TMPDIR`` stand for what they are on this node.
+
+    Raises:
+        ValueError: a variable is not set.
+    """
+    expanded = os.path.expandvars(path)
+    unset = re.search(r"\$\{?(\w+)", expanded)
+    if unset:
+        raise ValueError(f"the variable {unset[1]} is not set on {socket.gethostname()}")
+    return Path(expanded).expanduser()
 
 
 def shows_full_errors() -> bool:

@@ -25,8 +25,8 @@ from imgnet.checkpoint.resume import newest_whole
 from imgnet.checkpoint.writer import Writer
 from imgnet.config import Mode, RunConfig
 from imgnet.data.backend import Batch
-from imgnet.data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, prepare
-from imgnet.evaluate import Scores, autocast, evaluate
+from imgnet.data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, prepare_nodes
+from imgnet.evaluate import AUTOCAST_DTYPES, Scores, autocast, evaluate
 from imgnet.models import build_model
 from imgnet.optim.factory import build_optimizer
 from imgnet.optim.schedule import learning_rate
@@ -52,9 +52,7 @@ def run(config: RunConfig, runtime: Runtime, run_dir: Path, stop: threading.Even
         run_dir: the run's directory.
         stop: set, on any worker, when the run is to save its state and end as ``preempted``.
     """
-    if runtime.local_rank == 0:
-        prepare(config.data)
-    dist.barrier()
+    prepare_nodes(config.data, runtime)
     seed_all(config.seed)
     model = _model(config, runtime)
     status = "completed"
@@ -88,8 +86,16 @@ def _evaluate_only(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn
 
 def _eval_loader(config: RunConfig, runtime: Runtime) -> EvalLoader:
     return build_eval_loader(
-        config.data, local_batch_size=EVAL_IMAGES_PER_BATCH, channels_last=config.channels_last, worker=runtime
+        config.data,
+        local_batch_size=EVAL_IMAGES_PER_BATCH,
+        channels_last=config.channels_last,
+        worker=runtime,
+        dtype=_image_dtype(config),
     )
+
+
+def _image_dtype(config: RunConfig) -> torch.dtype:
+    return AUTOCAST_DTYPES.get(config.precision, torch.float32)
 
 
 def _train_loader(config: RunConfig, runtime: Runtime) -> TrainLoader:
@@ -99,6 +105,7 @@ def _train_loader(config: RunConfig, runtime: Runtime) -> TrainLoader:
         global_batch_size=config.global_batch_size,
         channels_last=config.channels_last,
         worker=runtime,
+        dtype=_image_dtype(config),
     )
 
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from imgnet.config import DataConfig, DataKind
-from imgnet.data.checks import known_num_train, problems
+from imgnet.config import DataBackend, DataConfig, DataKind
+from imgnet.data.checks import chosen_backend, dali_is_installed, known_num_train, problems
 from imgnet.data.digits import NUM_TRAIN
+from tests.commands import ROOT
 
 SYNTHETIC = DataConfig(
     name="synthetic",
@@ -62,6 +63,17 @@ def test_nothing_is_wrong_with_good_data():
         (
             {"crop_ratio": [-1.0, 1.0]},
             "data.crop_ratio=[-1,1] must be two ratios of width to height, 0 < smallest <= largest",
+        ),
+        (
+            {"backend": DataBackend.torchvision},
+            "data.backend=torchvision decodes images, and data.kind=synthetic has none; leave it out",
+        ),
+        ({"max_bad_images": -1}, "data.max_bad_images=-1 must be 0 or more"),
+        ({"stage_timeout_min": 0}, "data.stage_timeout_min=0 must be 1 or more minutes"),
+        (
+            {"stage_to": "/ssd"},
+            "data.stage_to copies shards, and data.kind=synthetic has none; "
+            "write shards with: imgnet data shard <folder of images> <shards> --num-shards N",
         ),
         ({"flip_probability": 1.5}, "data.flip_probability=1.5 must be from 0 to 1"),
         ({"mean": [0.5]}, "data.mean=[0.5] must be three numbers: red, green, blue"),
@@ -124,6 +136,46 @@ def test_the_number_of_training_images_is_known_where_it_can_be():
     assert known_num_train(DIGITS) == NUM_TRAIN
     assert known_num_train(SYNTHETIC) == 100
     assert known_num_train(FOLDER) is None
+
+
+def test_shards_are_staged_to_a_place_of_the_node(tmp_path):
+    shards = replace(FOLDER, kind=DataKind.shards, root=str(tmp_path), stage_to="ssd")
+    first, second = problems(shards)
+    assert first == "data.stage_to=ssd must be an absolute path, or begin with a variable such as $TMPDIR"
+    assert second.startswith(f"data.root={tmp_path} holds no manifest.json, so no whole shards; ")
+
+
+def test_a_folder_of_shards_is_recognised(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    (line,) = problems(replace(FOLDER, root=str(tmp_path)))
+    assert line == f"data.root={tmp_path} holds shards: set data.kind=shards"
+
+
+def test_dali_is_chosen_where_it_is_installed():
+    expected = DataBackend.dali if dali_is_installed() else DataBackend.torchvision
+    assert chosen_backend(FOLDER) is expected
+    assert chosen_backend(replace(FOLDER, backend=DataBackend.torchvision)) is DataBackend.torchvision
+
+
+def test_dali_is_asked_for_where_it_is_not_installed(tmp_path):
+    """A Python that finds the packages of this one, DALI excepted."""
+    code = (
+        "import sys; sys.path = [path for path in sys.path if 'nvidia' not in path]\n"
+        "class Without:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.startswith('nvidia'): raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Without())\n"
+        "from dataclasses import replace\n"
+        "from imgnet.config import DataBackend\n"
+        "from imgnet.data.checks import chosen_backend, problems\n"
+        "from tests.test_data_checks import FOLDER\n"
+        "assert chosen_backend(FOLDER) is DataBackend.torchvision\n"
+        "print(problems(replace(FOLDER, backend=DataBackend.dali))[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == (
+        "data.backend=dali, but DALI is not installed: pip install 'imgnet[dali]', or set data.backend=auto\n"
+    ), done.stderr
 
 
 def test_checks_do_not_wait_for_torch():

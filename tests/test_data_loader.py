@@ -13,9 +13,10 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as reference
 
-from imgnet.config import ConfigError, DataConfig, DataKind
+from imgnet.config import ConfigError, DataBackend, DataConfig, DataKind
 from imgnet.data.augment import crop_boxes, flips
 from imgnet.data.backend import Normalizer
+from imgnet.data.checks import dali_is_installed
 from imgnet.data.decode import decode
 from imgnet.data.digits import NUM_TRAIN, NUM_VAL
 from imgnet.data.folder import FolderSource
@@ -61,9 +62,22 @@ def folder(tmp_path_factory):
     return root
 
 
+BACKENDS = [
+    DataBackend.torchvision,
+    pytest.param(DataBackend.dali, marks=pytest.mark.skipif(not dali_is_installed(), reason="DALI is not installed")),
+]
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def config(request, plain_config):
+    """For what every back end has to do."""
+    return replace(plain_config, backend=request.param)
+
+
 @pytest.fixture
-def config(folder):
+def plain_config(folder):
     return DataConfig(
+        backend=DataBackend.torchvision,
         name="folder",
         kind=DataKind.folder,
         root=str(folder),
@@ -78,8 +92,8 @@ def config(folder):
 
 
 @pytest.fixture
-def synthetic(config):
-    return replace(config, kind=DataKind.synthetic, root=None, num_train=200, num_val=359)
+def synthetic(plain_config):
+    return replace(plain_config, kind=DataKind.synthetic, root=None, num_train=200, num_val=359)
 
 
 def train_loader(config, *, global_batch_size=8, worker=None, channels_last=True):
@@ -271,9 +285,9 @@ def test_an_image_that_cannot_be_read_is_named(config, tmp_path, num_workers, da
     assert multiprocessing.active_children() == []
 
 
-def test_too_large_a_batch_is_refused(config):
+def test_too_large_a_batch_is_refused(plain_config):
     with pytest.raises(ConfigError, match="global_batch_size=27 exceeds the 26 training images"):
-        train_loader(config, global_batch_size=27)
+        train_loader(plain_config, global_batch_size=27)
 
 
 def test_a_closed_loader_says_so(config):
@@ -284,23 +298,23 @@ def test_a_closed_loader_says_so(config):
 
 
 @pytest.mark.parametrize(("num_threads", "num_processes"), [(1, 0), (3, 2)])
-def test_decoding_takes_the_cores_that_training_leaves(config, num_threads, num_processes):
-    loader = train_loader(replace(config, num_workers=None), worker=runtime(num_threads=num_threads))
+def test_decoding_takes_the_cores_that_training_leaves(plain_config, num_threads, num_processes):
+    loader = train_loader(replace(plain_config, num_workers=None), worker=runtime(num_threads=num_threads))
     next(loader.batches(0))
     assert len(multiprocessing.active_children()) == num_processes
     loader.close()
     assert multiprocessing.active_children() == []
 
 
-def test_decoding_processes_ignore_what_the_training_process_answers(config):
-    loader = train_loader(replace(config, num_workers=1))
+def test_decoding_processes_ignore_what_the_training_process_answers(plain_config):
+    loader = train_loader(replace(plain_config, num_workers=1))
     batches = loader.batches(0)
     next(batches)
     (process,) = multiprocessing.active_children()
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         os.kill(process.pid, number)
     assert len(list(batches)) == 2
-    assert_same(train_loader(config).batches(1), loader.batches(1))
+    assert_same(train_loader(plain_config).batches(1), loader.batches(1))
     batches.close()
     loader.close()
 
@@ -312,10 +326,10 @@ def _start_and_wait(config, sender):
     time.sleep(60)
 
 
-def test_decoding_processes_end_when_the_training_process_is_killed(config):
+def test_decoding_processes_end_when_the_training_process_is_killed(plain_config):
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    parent = context.Process(target=_start_and_wait, args=(config, sender))
+    parent = context.Process(target=_start_and_wait, args=(plain_config, sender))
     parent.start()
     workers = receiver.recv()
     assert len(workers) == 2
@@ -361,8 +375,8 @@ def test_synthetic_images_can_be_changed_in_place(synthetic):
     assert torch.equal(next(loader.batches(0)).images, expected)
 
 
-def test_digits_are_made_and_read(config, tmp_path):
-    chosen = replace(config, kind=DataKind.digits, root=str(tmp_path / "digits"), num_classes=10, train_px=32)
+def test_digits_are_made_and_read(plain_config, tmp_path):
+    chosen = replace(plain_config, kind=DataKind.digits, root=str(tmp_path / "digits"), num_classes=10, train_px=32)
     prepare(chosen)
     prepare(chosen)
     train, validate = train_loader(chosen, global_batch_size=128), eval_loader(chosen, local_batch_size=100)
@@ -372,8 +386,8 @@ def test_digits_are_made_and_read(config, tmp_path):
     assert next(train.batches(0)).images.shape == (128, 3, 32, 32)
 
 
-def test_a_folder_is_needed(config):
+def test_a_folder_is_needed(plain_config):
     with pytest.raises(ConfigError, match=r"data\.root is not set"):
-        train_loader(replace(config, root=None))
+        train_loader(replace(plain_config, root=None))
     with pytest.raises(ConfigError, match="is not a folder"):
-        train_loader(replace(config, root="/no/such/folder"))
+        train_loader(replace(plain_config, root="/no/such/folder"))

@@ -1,22 +1,47 @@
 """What can be said about the data before anything is queued or started."""
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 
-from imgnet.config import DataConfig, DataKind
+from imgnet.config import DataBackend, DataConfig, DataKind
 from imgnet.data import digits
 from imgnet.data.folder import LAYOUT_HINT, layout_problems
+from imgnet.data.shards import MANIFEST, SHARDS_HINT, shard_problems
 
 _HINTS = {
     DataKind.folder: LAYOUT_HINT,
+    DataKind.shards: SHARDS_HINT,
     DataKind.digits: "the digits are written there once, such as data.root=data/digits",
 }
 
 
 def problems(config: DataConfig) -> list[str]:
     """Everything that is wrong, one line each with the key, its value and what would be right. Reads no image."""
-    return [*_size_problems(config), *_range_problems(config), *_color_problems(config), *_place_problems(config)]
+    return [
+        *_size_problems(config),
+        *_range_problems(config),
+        *_color_problems(config),
+        *_decoder_problems(config),
+        *_staging_problems(config),
+        *_place_problems(config),
+    ]
+
+
+def chosen_backend(config: DataConfig) -> DataBackend:
+    """Who decodes, with ``auto`` resolved."""
+    if config.backend is not DataBackend.auto:
+        return config.backend
+    return DataBackend.dali if dali_is_installed() else DataBackend.torchvision
+
+
+def dali_is_installed() -> bool:
+    """Whether DALI can be imported, found out without importing it."""
+    try:
+        return find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # nothing of NVIDIA's is installed
+        return False
 
 
 def known_num_train(config: DataConfig) -> int | None:
@@ -26,7 +51,7 @@ def known_num_train(config: DataConfig) -> int | None:
             return digits.NUM_TRAIN
         case DataKind.synthetic:
             return config.num_train
-        case DataKind.folder:
+        case DataKind.folder | DataKind.shards:
             return None
 
 
@@ -62,6 +87,26 @@ def _color_problems(config: DataConfig) -> Iterator[str]:
         yield f"data.std={_shown(config.std)} must be three numbers above 0: red, green, blue"
 
 
+def _decoder_problems(config: DataConfig) -> Iterator[str]:
+    if config.backend is DataBackend.dali and not dali_is_installed():
+        yield "data.backend=dali, but DALI is not installed: pip install 'imgnet[dali]', or set data.backend=auto"
+    if config.kind is DataKind.synthetic and config.backend is not DataBackend.auto:
+        yield f"data.backend={config.backend.name} decodes images, and data.kind=synthetic has none; leave it out"
+    if config.max_bad_images < 0:
+        yield f"data.max_bad_images={config.max_bad_images} must be 0 or more"
+
+
+def _staging_problems(config: DataConfig) -> Iterator[str]:
+    if config.stage_timeout_min < 1:
+        yield f"data.stage_timeout_min={config.stage_timeout_min} must be 1 or more minutes"
+    if config.stage_to is None:
+        return
+    if config.kind is not DataKind.shards:
+        yield f"data.stage_to copies shards, and data.kind={config.kind.name} has none; {SHARDS_HINT}"
+    if not config.stage_to.startswith(("/", "~", "$")):
+        yield f"data.stage_to={config.stage_to} must be an absolute path, or begin with a variable such as $TMPDIR"
+
+
 def _place_problems(config: DataConfig) -> Iterator[str]:
     if config.kind is DataKind.synthetic:
         yield from _count_problems(config)
@@ -74,7 +119,13 @@ def _place_problems(config: DataConfig) -> Iterator[str]:
     if config.root is None:
         yield f"data.root is not set, but data.kind={kind} needs a folder; {_HINTS[config.kind]}"
     elif config.kind is DataKind.folder:
-        yield from layout_problems(Path(config.root).expanduser(), config.num_classes)
+        root = Path(config.root).expanduser()
+        if (root / MANIFEST).is_file():
+            yield f"data.root={root} holds shards: set data.kind=shards"
+        else:
+            yield from layout_problems(root, config.num_classes)
+    elif config.kind is DataKind.shards:
+        yield from shard_problems(Path(config.root).expanduser(), config.num_classes)
     else:
         yield from _digits_problems(Path(config.root).expanduser(), config.num_classes)
 

@@ -6,23 +6,22 @@ import re
 import signal
 import sys
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torchvision.io  # loads the operators of torch.ops.image
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from imgnet.data.augment import center_boxes, crop_boxes, flips
-from imgnet.data.backend import Backend, Batch, BatchKey, Normalizer, layout
+from imgnet.data.backend import Backend, Batch, BatchKey, Decoded, Finisher
+from imgnet.data.counter import Ints
 from imgnet.data.source import ImageError, Source
+from imgnet.data.view import View
 
 # Images held decoded at a time: enough that drawing their boxes together costs little, few enough that large
 # photographs fit into memory.
@@ -47,55 +46,6 @@ def decode(data: bytes) -> Tensor:
     return image
 
 
-class View(ABC):
-    """How the images of a batch are cut to squares of ``px``."""
-
-    px: int
-
-    @abstractmethod
-    def render(self, images: Sequence[Tensor], epoch: int, indices: np.ndarray, out: Tensor) -> None:
-        """Cut ``images`` (uint8 ``[3, h, w]``), the samples ``indices``, into ``out`` (uint8 ``[n, 3, px, px]``)."""
-
-
-@dataclass(frozen=True)
-class TrainView(View):
-    """A random crop, resized, and mirrored or not; see :mod:`imgnet.data.augment`."""
-
-    px: int
-    seed: int
-    scale: Sequence[float]
-    ratio: Sequence[float]
-    flip_probability: float
-
-    def render(self, images: Sequence[Tensor], epoch: int, indices: np.ndarray, out: Tensor) -> None:
-        """Resizing sees no pixel outside the crop."""
-        widths, heights = _sizes(images)
-        boxes = crop_boxes(self.seed, epoch, indices, widths, heights, self.scale, self.ratio)
-        for place, image, (left, top, width, height) in zip(out, images, boxes.tolist(), strict=True):
-            place.copy_(_resize(image[:, top : top + height, left : left + width], self.px, self.px))
-        mirrored = torch.from_numpy(flips(self.seed, epoch, indices, self.flip_probability))
-        out[mirrored] = out[mirrored].flip(-1)
-
-
-@dataclass(frozen=True)
-class EvalView(View):
-    """The shorter side resized to ``resize_px``, the central ``px`` cut out."""
-
-    px: int
-    resize_px: int
-
-    def render(self, images: Sequence[Tensor], epoch: int, indices: np.ndarray, out: Tensor) -> None:
-        """The same for every epoch and index. The whole image is resized, as for published results."""
-        widths, heights = _sizes(images)
-        boxes = center_boxes(widths, heights, self.resize_px, self.px)
-        px = boxes[:, 2:] / self.px  # source pixels in one pixel of the crop, for each axis
-        sides = np.rint(np.stack([widths, heights], axis=1) / px).astype(np.int64)
-        corners = np.rint(boxes[:, :2] / px).astype(np.int64)
-        geometry = zip(sides.tolist(), corners.tolist(), strict=True)
-        for place, image, ((width, height), (left, top)) in zip(out, images, geometry, strict=True):
-            place.copy_(_resize(image, height, width)[:, top : top + self.px, left : left + self.px])
-
-
 class DecodingBackend(Backend):
     """Reads, decodes and cuts in ``num_workers`` processes, or in this one where that is 0; moves and normalises here.
 
@@ -106,16 +56,13 @@ class DecodingBackend(Backend):
         self,
         source: Source,
         view: View,
-        normalizer: Normalizer,
+        finish: Finisher,
         *,
         num_workers: int,
-        channels_last: bool,
-        device: torch.device,
+        pin_memory: bool,
     ) -> None:
         self._num_samples = len(source)
-        self._normalizer = normalizer
-        self._memory_format = layout(channels_last)
-        self._device = device
+        self._finish = finish
         self._keys = _Keys()
         self._processes: _MultiProcessingDataLoaderIter | None = None
         with _expected_warnings():
@@ -125,7 +72,7 @@ class DecodingBackend(Backend):
                 sampler=self._keys,
                 num_workers=num_workers,
                 collate_fn=_unchanged,
-                pin_memory=device.type == "cuda",
+                pin_memory=pin_memory,
                 worker_init_fn=_serve_parent,
                 # A fork shares the table of files and the imports that are paid for. macOS, where it is unsafe, has
                 # another default.
@@ -148,10 +95,8 @@ class DecodingBackend(Backend):
             made_in_order = iter(self._loader)
         if isinstance(made_in_order, _MultiProcessingDataLoaderIter):
             self._processes = made_in_order
-        for made in made_in_order:
-            if isinstance(made, ImageError):
-                raise made
-            yield self._on_device(*made)
+        for key, pixels, bad in made_in_order:
+            yield self._finish(key, Decoded(pixels, bad))
 
     def close(self) -> None:
         """End the decoding processes, each after the batch that it is at. To be called when a run fails, too."""
@@ -161,13 +106,8 @@ class DecodingBackend(Backend):
             self._processes._shutdown_workers()
         self._processes = self._loader = None
 
-    def _on_device(self, pixels: Tensor, targets: Tensor) -> Batch:
-        # Bytes travel, because floats would be four times as many.
-        pixels = pixels.to(self._device, non_blocking=True)
-        return Batch(self._normalizer(pixels, self._memory_format), targets.to(self._device, non_blocking=True))
 
-
-_Made = tuple[Tensor, Tensor] | ImageError
+_Made = tuple[BatchKey, Tensor, dict[int, str]]
 T = TypeVar("T")
 
 
@@ -182,44 +122,58 @@ class _Keys(Sampler[BatchKey]):
 
 
 class _Batches(Dataset[_Made]):
-    """Whole batches by their keys: uint8 ``[n, 3, px, px]`` with colours innermost in memory, and int64 ``[n]``."""
+    """Whole batches by their keys: the key, the pixels, and the images that are bad."""
 
     def __init__(self, source: Source, view: View) -> None:
         self._source = source
         self._view = view
 
     def __getitem__(self, key: BatchKey) -> _Made:
-        """An error is returned, because the loader would wrap a raised one into the traceback of another process."""
-        num, px = len(key.indices), self._view.px
-        pixels = torch.empty((num, 3, px, px), dtype=torch.uint8, memory_format=torch.channels_last)
-        try:
-            for start in range(0, num, _CHUNK):
-                indices = key.indices[start : start + _CHUNK]
-                images = [self._read(index) for index in indices.tolist()]
-                self._view.render(images, key.epoch, indices, pixels[start : start + _CHUNK])
-        except ImageError as error:
-            return error
-        return pixels, torch.from_numpy(self._source.labels[key.indices])
+        """Errors are returned, because the loader would wrap a raised one into the traceback of another process."""
+        bad: dict[int, str] = {}
+        pixels = np.zeros((len(key.indices), self._view.px, self._view.px, 3), dtype=np.uint8)
+        for start in range(0, len(key.indices), _CHUNK):
+            images = self._images(key.indices[start : start + _CHUNK], start, bad)
+            self._render(key, images, pixels)
+        return key, torch.from_numpy(pixels).permute(0, 3, 1, 2), bad
 
-    def _read(self, index: int) -> Tensor:
-        try:
-            return decode(self._source.read(index))
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else _reason(error)
-            raise ImageError(f"cannot read the image {self._source.describe(index)}: {reason}") from None
+    def _images(self, indices: Ints, first: int, bad: dict[int, str]) -> dict[int, Tensor]:
+        """Decoded images by their places in the batch; those that are bad are told in ``bad``."""
+        images: dict[int, Tensor] = {}
+        for place, index in enumerate(indices.tolist(), first):
+            try:
+                images[place] = decode_sample(self._source, index)
+            except ImageError as error:
+                bad[place] = str(error)
+        return images
+
+    def _render(self, key: BatchKey, images: dict[int, Tensor], pixels: npt.NDArray[np.uint8]) -> None:
+        places = list(images)
+        widths, heights = zip(*(image.shape[:0:-1] for image in images.values()), strict=True) if images else ((), ())
+        cut = self._view.cut(key.epoch, key.indices[places], widths, heights)
+        for place, image, (left, top, width, height), mirrored in zip(
+            places, images.values(), cut.parts.tolist(), cut.mirrored, strict=True
+        ):
+            part = image[:, top : top + height, left : left + width]
+            self._view.render([part], np.array([mirrored]), pixels[place : place + 1])
 
 
-def _sizes(images: Sequence[Tensor]) -> tuple[list[int], list[int]]:
-    """Widths and heights."""
-    return [image.shape[2] for image in images], [image.shape[1] for image in images]
+def decode_sample(source: Source, index: int, data: bytes | None = None) -> Tensor:
+    """Image ``index`` as :func:`decode` gives it; its bytes are read where they are not given.
+
+    Raises:
+        ImageError: one line that names the image and the reason.
+    """
+    try:
+        return decode(source.read(index) if data is None else data)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ImageError(describe_failure(source, index, error)) from None
 
 
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear with antialiasing, uint8 ``[3, h, w]`` to uint8 ``[3, height, width]``."""
-    # Decoders give colours innermost. A packed copy of the crop in this layout is resized by torch's vector code in
-    # two thirds of the time, the copy included, that it takes on the crop itself.
-    packed = image[None].contiguous(memory_format=torch.channels_last)
-    return functional.interpolate(packed, size=(height, width), mode="bilinear", antialias=True)[0]
+def describe_failure(source: Source, index: int, error: Exception) -> str:
+    """One line that names an image and why it cannot be read."""
+    reason = error.strerror if isinstance(error, OSError) else _reason(error)
+    return f"cannot read the image {source.describe(index)}: {reason}"
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from imgnet.config import ConfigError
 from imgnet.data.counter import Ints
+from imgnet.data.header import JpegHeader, read_header
 
 Split: TypeAlias = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -82,6 +83,10 @@ class FolderSource:
         """The bytes of the file."""
         with open(self.describe(index), "rb", buffering=0) as file:  # noqa: PTH123  (a third of the time that Path takes)
             return file.read()
+
+    def header(self, index: int, data: bytes) -> JpegHeader | None:
+        """Read from the bytes each time, which costs less than the memory to keep it."""
+        return read_header(data)
 
     def describe(self, index: int) -> str:
         """The path of the file."""

@@ -1,14 +1,23 @@
 """The batches of one worker: sample order in, images on the device out."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import final
 
-from imgnet.config import ConfigError, DataConfig, DataKind
+import torch
+import torch.distributed as dist
+
+from imgnet.config import ConfigError, DataBackend, DataConfig, DataKind
 from imgnet.data import order
-from imgnet.data.backend import Backend, Batch, BatchKey, Normalizer
+from imgnet.data.backend import Backend, Batch, BatchKey, Finisher
+from imgnet.data.bad_images import BadImages
+from imgnet.data.checks import chosen_backend
 from imgnet.data.digits import ensure_digits
 from imgnet.data.folder import FolderSource, Split
+from imgnet.data.shards import ShardSource
+from imgnet.data.source import Source
+from imgnet.data.staging import stage, staged_root
 from imgnet.runtime import Runtime
 
 _NO_EPOCH = 0
@@ -84,21 +93,55 @@ class EvalLoader:
 
 
 def prepare(config: DataConfig) -> None:
-    """Make what can be made, which is the digits. Call it once on each node, before the loaders; twice does no harm."""
+    """Make the digits, copy shards to this node. Call it on each node, before the loaders; more often does no harm.
+
+    Raises:
+        ConfigError: the shards cannot be copied.
+    """
     if config.kind is DataKind.digits:
-        ensure_digits(_root(config))
+        ensure_digits(data_root(config))
+    elif config.stage_to is not None and config.root is not None:
+        stage(Path(config.root).expanduser(), config.stage_to)
+
+
+def prepare_nodes(config: DataConfig, worker: Runtime) -> None:
+    """:func:`prepare` on every node, in one of its workers. Collective; returns when all nodes are ready.
+
+    Raises:
+        RuntimeError: a node was not ready after ``data.stage_timeout_min``; it is named by its rank.
+    """
+    # The timeout of other collectives is too short for a node that copies while the copies of others are warm. NCCL
+    # would hold the GPU meanwhile, so that this one is gloo's.
+    timeout = timedelta(minutes=config.stage_timeout_min)
+    group = dist.new_group(backend="gloo", timeout=timeout) if config.stage_to is not None else None
+    if worker.local_rank == 0:
+        prepare(config)
+    if group is None:
+        dist.barrier()
+    else:
+        assert isinstance(group, dist.ProcessGroup), "every worker is in the group"
+        dist.monitored_barrier(group, timeout)
+        dist.destroy_process_group(group)
 
 
 def build_train_loader(
-    config: DataConfig, *, seed: int, global_batch_size: int, channels_last: bool, worker: Runtime
+    config: DataConfig,
+    *,
+    seed: int,
+    global_batch_size: int,
+    channels_last: bool,
+    worker: Runtime,
+    dtype: torch.dtype = torch.float32,
 ) -> TrainLoader:
     """Training batches of ``worker``, which has ``global_batch_size // world_size`` images in each.
+
+    On a GPU the images have ``dtype``; on a CPU they are float32.
 
     Raises:
         ConfigError: the folder is not as it should be, or holds fewer images than one global batch.
     """
     return TrainLoader(
-        _backend(config, "train", seed=seed, channels_last=channels_last, worker=worker),
+        _backend(config, "train", seed=seed, channels_last=channels_last, worker=worker, dtype=dtype),
         seed=seed,
         global_batch_size=global_batch_size,
         rank=worker.rank,
@@ -106,40 +149,69 @@ def build_train_loader(
     )
 
 
-def build_eval_loader(config: DataConfig, *, local_batch_size: int, channels_last: bool, worker: Runtime) -> EvalLoader:
+def build_eval_loader(
+    config: DataConfig,
+    *,
+    local_batch_size: int,
+    channels_last: bool,
+    worker: Runtime,
+    dtype: torch.dtype = torch.float32,
+) -> EvalLoader:
     """Validation batches of ``worker``.
+
+    On a GPU the images have ``dtype``; on a CPU they are float32.
 
     Raises:
         ConfigError: the folder is not as it should be.
     """
     return EvalLoader(
-        _backend(config, "val", seed=0, channels_last=channels_last, worker=worker),
+        _backend(config, "val", seed=0, channels_last=channels_last, worker=worker, dtype=dtype),
         local_batch_size=local_batch_size,
         rank=worker.rank,
         world_size=worker.world_size,
     )
 
 
-def _backend(config: DataConfig, split: Split, *, seed: int, channels_last: bool, worker: Runtime) -> Backend:
+def _backend(
+    config: DataConfig, split: Split, *, seed: int, channels_last: bool, worker: Runtime, dtype: torch.dtype
+) -> Backend:
     """Who makes the batches of a split. A back end that decodes elsewhere is chosen here."""
     if config.kind is DataKind.synthetic:
         return _synthetic_backend(config, split, channels_last, worker)
-    # Imported here, because torchvision takes seconds and synthetic images do without it.
-    from imgnet.data.decode import DecodingBackend, EvalView, TrainView
+    # Imported here and below, because torchvision and DALI take seconds and synthetic images do without them.
+    from imgnet.data.view import EvalView, TrainView
 
-    source = FolderSource(_root(config), split, config.num_classes)
     if split == "train":
         view = TrainView(config.train_px, seed, config.crop_scale, config.crop_ratio, config.flip_probability)
     else:
         view = EvalView(config.eval_px, config.eval_resize_px)
-    return DecodingBackend(
-        source,
-        view,
-        Normalizer(config.mean, config.std, worker.device),
-        num_workers=max(0, worker.num_threads - 1) if config.num_workers is None else config.num_workers,
-        channels_last=channels_last,
+    source = open_source(config, split)
+    finish = Finisher(
+        source.labels,
+        BadImages(config.on_bad_image, config.max_bad_images, split),
+        config.mean,
+        config.std,
         device=worker.device,
+        channels_last=channels_last,
+        dtype=dtype,
     )
+    num_workers = max(0, worker.num_threads - 1) if config.num_workers is None else config.num_workers
+    if chosen_backend(config) is DataBackend.dali:
+        from imgnet.data.dali import DaliBackend
+
+        return DaliBackend(source, view, finish, num_threads=max(1, num_workers), device=worker.device)
+    from imgnet.data.decode import DecodingBackend
+
+    on_gpu = worker.device.type == "cuda"
+    return DecodingBackend(source, view, finish, num_workers=num_workers, pin_memory=on_gpu)
+
+
+def open_source(config: DataConfig, split: Split) -> Source:
+    """The encoded images of a split. Raises ConfigError where the folder is not as it should be."""
+    root = data_root(config)
+    if config.kind is DataKind.shards:
+        return ShardSource(root, split, config.num_classes)
+    return FolderSource(root, split, config.num_classes)
 
 
 def _synthetic_backend(config: DataConfig, split: Split, channels_last: bool, worker: Runtime) -> Backend:
@@ -158,7 +230,9 @@ def _synthetic_backend(config: DataConfig, split: Split, channels_last: bool, wo
     )
 
 
-def _root(config: DataConfig) -> Path:
+def data_root(config: DataConfig) -> Path:
+    """The folder that images are read from on this node: the staged one, where they are staged."""
     if config.root is None:
         raise ConfigError([f"data.root is not set, but data.kind={config.kind.name} needs a folder"])
-    return Path(config.root).expanduser()
+    root = Path(config.root).expanduser()
+    return root if config.stage_to is None else staged_root(root, config.stage_to)

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from imgnet.data.counter import Ints
+from imgnet.data.header import JpegHeader
 
 
 class ImageError(ValueError):
@@ -21,6 +22,10 @@ class Source(Protocol):
 
     def read(self, index: int) -> bytes:
         """The encoded image, in any format of JPEG, PNG and WebP. Raises OSError where the storage fails."""
+        ...
+
+    def header(self, index: int, data: bytes) -> JpegHeader | None:
+        """What :func:`~imgnet.data.header.read_header` says of ``data``, which :meth:`read` gave for ``index``."""
         ...
 
     def describe(self, index: int) -> str:

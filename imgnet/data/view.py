@@ -1,0 +1,101 @@
+"""How images are cut to squares: which part of each is decoded, and what is made of that part."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from imgnet.data.augment import center_boxes, crop_boxes, flips
+from imgnet.data.counter import Floats, Ints
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a batch takes from its images. Boxes are ``left, top, width, height`` in pixels."""
+
+    parts: Ints
+    """The part of each image that has to be decoded: int64 ``[n, 4]``."""
+    boxes: Floats
+    """The part of that part that becomes the square: float64 ``[n, 4]``."""
+    mirrored: npt.NDArray[np.bool_]
+    """Which squares are mirrored left to right: bool ``[n]``."""
+
+
+class View(ABC):
+    """How the images of a batch are cut to squares of ``px``."""
+
+    px: int
+
+    @abstractmethod
+    def cut(self, epoch: int, indices: Ints, widths: Sequence[int], heights: Sequence[int]) -> Cut:
+        """Where the samples ``indices`` are cut, from the sizes of their images in pixels."""
+
+    @abstractmethod
+    def square(self, part: Tensor) -> Tensor:
+        """What becomes of a decoded part, not yet mirrored: uint8 ``[3, h, w]`` to uint8 ``[3, px, px]``."""
+
+    def render(self, parts: Sequence[Tensor], mirrored: npt.NDArray[np.bool_], out: npt.NDArray[np.uint8]) -> None:
+        """The squares of decoded parts (uint8 ``[3, h, w]``) into ``out`` (uint8 ``[n, px, px, 3]``)."""
+        for place, part, is_mirrored in zip(out, parts, mirrored.tolist(), strict=True):
+            square = self.square(part)
+            # NumPy copies in this thread; torch would share so small a copy among all threads of the process.
+            np.copyto(place, (square.flip(-1) if is_mirrored else square).permute(1, 2, 0).numpy())
+
+
+@dataclass(frozen=True)
+class TrainView(View):
+    """A random crop, resized, and mirrored or not; see :mod:`imgnet.data.augment`."""
+
+    px: int
+    seed: int
+    scale: Sequence[float]
+    ratio: Sequence[float]
+    flip_probability: float
+
+    def cut(self, epoch: int, indices: Ints, widths: Sequence[int], heights: Sequence[int]) -> Cut:
+        """Resizing sees no pixel outside the crop."""
+        parts = crop_boxes(self.seed, epoch, indices, widths, heights, self.scale, self.ratio)
+        boxes = parts.astype(np.float64)
+        boxes[:, :2] = 0
+        return Cut(parts, boxes, flips(self.seed, epoch, indices, self.flip_probability))
+
+    def square(self, part: Tensor) -> Tensor:
+        """All of the crop."""
+        return resize(part, self.px, self.px)
+
+
+@dataclass(frozen=True)
+class EvalView(View):
+    """The shorter side resized to ``resize_px``, the central ``px`` cut out."""
+
+    px: int
+    resize_px: int
+
+    def cut(self, epoch: int, indices: Ints, widths: Sequence[int], heights: Sequence[int]) -> Cut:
+        """The same for every epoch and index. The whole image is decoded and resized, as for published results."""
+        parts = np.zeros((len(indices), 4), dtype=np.int64)
+        parts[:, 2], parts[:, 3] = widths, heights
+        boxes = center_boxes(widths, heights, self.resize_px, self.px)
+        return Cut(parts, boxes, np.zeros(len(indices), dtype=bool))
+
+    def square(self, part: Tensor) -> Tensor:
+        """To the pixel as torchvision's Resize and CenterCrop."""
+        height, width = part.shape[1:]
+        (box,) = center_boxes([width], [height], self.resize_px, self.px)
+        px = box[2:] / self.px  # source pixels in one pixel of the crop, for each axis
+        wide, high = np.rint([width, height] / px).astype(np.int64).tolist()
+        left, top = np.rint(box[:2] / px).astype(np.int64).tolist()
+        return resize(part, high, wide)[:, top : top + self.px, left : left + self.px]
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear with antialiasing, uint8 ``[3, h, w]`` to uint8 ``[3, height, width]``."""
+    # Decoders give colours innermost. A packed copy of the crop in this layout is resized by torch's vector code in
+    # two thirds of the time, the copy included, that it takes on the crop itself.
+    packed = image[None].contiguous(memory_format=torch.channels_last)
+    return functional.interpolate(packed, size=(height, width), mode="bilinear", antialias=True)[0]
