@@ -17,7 +17,11 @@ OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / gro
 STUDIES = [
     str(file.relative_to(ROOT / "experiments").with_suffix("")) for file in (ROOT / "experiments").rglob("*.yaml")
 ]
-TWO_NODES = {"topology": ["cluster=8xA40", "global_batch_size=1024"]}
+NEEDED = {
+    "topology": ["cluster=8xA40"],
+    "topology=custom": ["topology.rounds=[[{ranks: [0,1,2,3,4,5,6,7]}]]"],
+}
+"""What a group, or one of its options, needs beside the defaults."""
 
 
 def composed(*overrides: str) -> RunConfig:
@@ -42,8 +46,7 @@ def imagenet_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_is_accepted(group: str, option: str, imagenet_folder: str) -> None:
     data = [] if (group, option) in (("data", "digits"), ("data", "synthetic")) else [f"data.root={imagenet_folder}"]
-    nodes = TWO_NODES.get(group, [])
-    config = composed(f"{group}={option}", *data, *nodes)
+    config = composed(f"{group}={option}", *data, *NEEDED.get(group, []), *NEEDED.get(f"{group}={option}", []))
     layout = check(config)
     assert layout.world_size >= 1
     assert getattr(config, group).name == option

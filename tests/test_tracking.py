@@ -26,6 +26,7 @@ ROW = {
     "train_time_s": 3.0,
     "images_per_s": 1234.5,
     "consensus_distance": 0.125,
+    "neighbour_distance": 0.25,
     "lr": 0.1,
     "eval_time_s": 0.5,
 }
@@ -38,7 +39,9 @@ def config() -> RunConfig:
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    rundir.create(tmp_path / "run", OmegaConf.create({"a": 1}), None, overrides=["a=1"], seed=1, world_size=4)
+    rundir.create(
+        tmp_path / "run", OmegaConf.create({"a": 1}), None, overrides=["a=1"], seed=1, world_size=4, identity="0"
+    )
     return tmp_path / "run"
 
 
