@@ -95,12 +95,12 @@ def measure(runtime: Runtime, steps: int, rounds: int, folder: Path) -> list[tup
     make_optimizer = partial(build_optimizer, config=config.optimizer)
     model = new_model(config)
     strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime, steps)
-    requests = Requests(threading.Event(), None, runtime.rank)
     bare = Bare(config, runtime, loader)
     times = []
-    with Tracker(config, runtime, folder, loader.steps_per_epoch) as tracker:
-        for _ in range(rounds + 1):
-            loop = Loop(config, runtime, folder, model, strategy, loader, evaluating)
+    for _ in range(rounds + 1):
+        loop = Loop(config, runtime, folder, model, strategy, loader, evaluating)
+        requests = Requests(threading.Event(), None, runtime.rank)
+        with Tracker(config, runtime, folder, loader.steps_per_epoch) as tracker:
             times.append((timed(partial(loop.train_epoch, tracker, requests)), timed(bare.run)))
     return times[1:]  # the first round warms up
 
