@@ -2,16 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint types lock
+.PHONY: quickstart test test-slurm lint types lock
 
 quickstart: .venv/installed
 	$(BIN)/python run.py +experiments=quickstart
 
 test: .venv/installed lint types
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not slow"
+	$(BIN)/coverage run -m pytest -m "not slow and not slurm"
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=85
+
+# A real Slurm on this machine: the Debian packages slurm-wlm and munge. Some six minutes.
+test-slurm: .venv/installed
+	$(BIN)/python -m pytest -m slurm
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from imgnet.config import register_schemas
 from imgnet.launch import launch
+from imgnet.launch.commandline import first_run_shown_to_hydra
 from imgnet.launch.refusal import one_line_errors
 
 register_schemas()
@@ -24,5 +25,5 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with one_line_errors(), first_run_shown_to_hydra():
         main()

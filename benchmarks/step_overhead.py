@@ -11,7 +11,9 @@ import argparse
 import statistics
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +39,7 @@ from imgnet.data.loader import TrainLoader, build_eval_loader, build_train_loade
 from imgnet.models import build_model
 from imgnet.optim.factory import build_optimizer
 from imgnet.parallel.build import build_strategy
+from imgnet.parallel.requests import Requests
 from imgnet.runtime import Runtime
 from imgnet.tracking import Tracker
 from imgnet.train import Loop, objective_of
@@ -90,21 +93,23 @@ def measure(runtime: Runtime, steps: int, rounds: int, folder: Path) -> list[tup
     loader = build_train_loader(config.data, seed=1, global_batch_size=BATCH, channels_last=True, worker=runtime)
     evaluating = build_eval_loader(config.data, local_batch_size=BATCH, channels_last=True, worker=runtime)
     make_optimizer = partial(build_optimizer, config=config.optimizer)
-    strategy = build_strategy(config, new_model(config), objective_of(config), make_optimizer, runtime)
+    model = new_model(config)
+    strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime, steps)
+    requests = Requests(threading.Event(), None, runtime.rank)
     bare = Bare(config, runtime, loader)
     times = []
     with Tracker(config, runtime, folder, loader.steps_per_epoch) as tracker:
         for _ in range(rounds + 1):
-            loop = Loop(config, runtime, folder, strategy, loader, evaluating, tracker)
-            times.append((timed(lambda loop=loop: loop.train_epoch(0)), timed(bare.run)))
+            loop = Loop(config, runtime, folder, model, strategy, loader, evaluating)
+            times.append((timed(partial(loop.train_epoch, tracker, requests)), timed(bare.run)))
     return times[1:]  # the first round warms up
 
 
-def timed(function: object) -> float:
+def timed(function: Callable[[], object]) -> float:
     """Seconds of a call that all workers begin together."""
     dist.barrier()
     start = time.perf_counter()
-    function()  # type: ignore[operator]
+    function()
     return time.perf_counter() - start
 
 

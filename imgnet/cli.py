@@ -1,30 +1,48 @@
 """The command ``imgnet``: what is done with runs beside starting them."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from imgnet.checkpoint.cli import app as checkpoint_app
+from imgnet.config import ConfigError
 from imgnet.data.cli import app as data_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data_app, name="data", help="Prepare images: from archives to tar shards.")
+
+app.add_typer(checkpoint_app, name="checkpoint")
+topology_app = typer.Typer(no_args_is_help=True, help="Look at topologies before using them.")
+app.add_typer(topology_app, name="topology")
+
+NUM_PARAMETERS_OF_RESNET50 = 25_557_032
 
 Runs = Annotated[list[Path], typer.Argument(help="Run directories, or the folders of sweeps.")]
 
 
 @app.callback()
 def main() -> None:
-    """Look at runs. They are started with run.py; see `python run.py --help`."""
+    """Look at runs and topologies. Runs are started with run.py; see `python run.py --help`."""
 
 
 @app.command()
-def compare(runs: Runs) -> None:
-    """Print one row for each run: what was chosen, and what came out."""
+def compare(
+    runs: Runs,
+    over_seeds: Annotated[bool, typer.Option(help="One row for runs that differ in their seed alone.")] = False,
+    markdown: Annotated[bool, typer.Option(help="With --over-seeds: a table for a README.")] = False,
+) -> None:
+    """Print one row for each run, or mean and deviation over seeds: what was chosen, and what came out."""
+    from imgnet.results.seeds import show_over_seeds
     from imgnet.results.table import show_comparison
 
-    show_comparison(_existing(runs))
+    if over_seeds:
+        show_over_seeds(_existing(runs), markdown=markdown)
+    else:
+        show_comparison(_existing(runs))
 
 
 @app.command()
@@ -48,6 +66,149 @@ def plot(
     typer.echo(f"drawn: {out}")
 
 
+@app.command()
+def status(
+    path: Annotated[Path, typer.Argument(help="A run, a sweep, or a folder of sweeps.")] = Path("multirun_outputs"),
+    last: Annotated[int, typer.Option("--last", "-n", help="Show so many runs, the newest.", min=1)] = 50,
+) -> None:
+    """Show how runs are doing: state in Slurm, epoch, top-1, time left; for a failure its error and its log."""
+    from imgnet.launch.observe import observe
+    from imgnet.launch.status import show_status
+
+    found = _below(path)
+    show_status(observe(found[-last:]))
+    if len(found) > last:
+        typer.echo(f"{len(found) - last} older runs are not shown; --last {len(found)} shows all")
+
+
+@app.command()
+def logs(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    rank: Annotated[int | None, typer.Option(help="The log of this worker; else what the job prints.", min=0)] = None,
+) -> None:
+    """Print the log of a run."""
+    from imgnet.launch.logs import show_log
+
+    if not (run / "run.json").is_file():
+        _refuse(f"{run}: no run directory (there is no run.json)")
+    try:
+        show_log(run, rank=rank, follow=follow)
+    except FileNotFoundError as missing:
+        _refuse(f"there is no {missing}; `imgnet status {run}` says how the run is doing")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def cancel(runs: Runs) -> None:
+    """End jobs of Slurm, whether they wait or run."""
+    from imgnet.launch import slurm
+    from imgnet.launch.observe import observe
+
+    alive = {one.run_dir: one.job_id for one in observe(_existing(runs)) if one.job_id and not one.is_over}
+    if not alive:
+        _refuse("none of these runs is in Slurm's queue")
+    with _one_line():
+        slurm.cancel(list(alive.values()))
+    for run, job_id in alive.items():
+        typer.echo(f"cancelled: {run}, job {job_id}")
+
+
+@app.command()
+def resubmit(path: Annotated[Path, typer.Argument(help="The folder of a sweep, or one run.")]) -> None:
+    """Submit those runs of a sweep again that failed or are missing."""
+    from imgnet.launch.resubmit import resubmit as submit_again
+
+    with _one_line():
+        submit_again(path)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """A refusal as lines, without a traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        _refuse(str(error))
+
+
+def _below(path: Path) -> list[Path]:
+    """All run directories in a folder, the oldest first."""
+    depths = ("run.json", "*/run.json", "*/*/run.json", "*/*/*/run.json")
+    found = [file.parent for pattern in depths for file in path.glob(pattern)]
+    if not found:
+        _refuse(f"{path}: no run directory here or below (there is no run.json)")
+    return sorted(found, key=lambda run: (run.parent, len(run.name), run.name))
+
+
+@topology_app.command("show")
+def show_topology(
+    name: Annotated[str, typer.Argument(help="A topology, such as ring or alternating-exp-ring.")],
+    world_size: Annotated[int, typer.Option(help="Number of workers.")],
+    workers_per_node: Annotated[
+        int | None, typer.Option(help="Of which so many share a node; all if not given.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="Of the family, as in YAML: -o self_weight=0.75")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Whose parameters are averaged, by its name in torchvision.")
+    ] = None,
+    num_parameters: Annotated[int | None, typer.Option(help="Or their number; ResNet-50's if not given.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw it, too.")] = None,
+) -> None:
+    """Print rounds, mixing matrices, how fast workers come together, and what each sends in a step."""
+    from imgnet.parallel.topology import build_topology
+    from imgnet.results import topologies
+
+    try:
+        topology = build_topology(name, world_size, workers_per_node or world_size, **_options(option or []))
+        size = topologies.Size(*_num_parameters(model, num_parameters))
+    except ValueError as error:
+        _refuse(str(error))
+    topologies.show_topology(topology, size)
+    if png is not None:
+        from imgnet.results.topology_picture import draw
+
+        draw(topology, png)
+        typer.echo(f"drawn: {png}")
+
+
+def _options(written: list[str]) -> dict[str, Any]:
+    """``key=value`` pairs, values read as YAML."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if unreadable := [pair for pair in written if "=" not in pair]:
+        raise ValueError(f"--option {unreadable[0]}: write key=value, such as -o self_weight=0.75")
+    try:
+        options = OmegaConf.to_object(OmegaConf.from_dotlist(written))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"--option: {error}") from None
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items()}
+
+
+def _num_parameters(model: str | None, num_parameters: int | None) -> tuple[int, str]:
+    if model is not None and num_parameters is not None:
+        raise ValueError("give --model or --num-parameters, not both")
+    if num_parameters is not None:
+        if num_parameters < 1:
+            raise ValueError(f"--num-parameters {num_parameters}: at least 1 is needed")
+        return num_parameters, "as given"
+    if model is None:
+        return NUM_PARAMETERS_OF_RESNET50, "ResNet-50"
+    import torch
+
+    from imgnet.config import ModelConfig
+    from imgnet.models import build_model
+
+    with torch.device("meta"):
+        built = build_model(ModelConfig(model), 1000, device=torch.device("meta"), channels_last=False)
+    return sum(parameter.numel() for parameter in built.parameters() if parameter.requires_grad), model
+
+
 def _existing(paths: list[Path]) -> list[Path]:
     """The run directories that a user named, those in a sweep's folder included."""
     runs: list[Path] = []
@@ -59,6 +220,6 @@ def _existing(paths: list[Path]) -> list[Path]:
     return runs
 
 
-def _refuse(line: str) -> None:
+def _refuse(line: str) -> NoReturn:
     typer.echo(line, err=True)
     sys.exit(2)

@@ -5,8 +5,10 @@ Units are in the names: ``_epochs``, ``_steps``, ``_min`` (minutes), ``_gb`` (10
 ``_px`` (pixels).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
+from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -50,6 +52,13 @@ class Engine(Enum):
     decent_dp = "decent_dp"
 
 
+class WireDtype(Enum):
+    """Numbers in the messages of a decentralized run; parameters are fp32 in memory in both."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class DataKind(Enum):
     """Where images come from."""
 
@@ -90,6 +99,8 @@ class ModelConfig:
     name: str = MISSING
     pretrained: bool = False
     """Start from the published weights of that name (downloaded by torchvision or timm)."""
+    weights: str | None = None
+    """Start from, or evaluate, this exported model (``.safetensors``)."""
 
 
 @dataclass
@@ -148,11 +159,62 @@ class AllReduceConfig(TopologyConfig):
 
 
 @dataclass
+class SwitchConfig:
+    """A change of topology during the run."""
+
+    after_epochs: int = MISSING
+    """Epochs before the change; 0: from the first step on."""
+    topology: str = MISSING
+    """A topology by its name, with the options of its family's defaults; the run's own one has the run's options."""
+
+
+@dataclass
 class DecentralizedConfig(TopologyConfig):
     """Parameters averaged with a few workers in each step, behind the next forward and backward pass."""
 
     engine: Engine = Engine.imgnet
     bucket_mb: int = 25
+    every: int = 1
+    """Average after each ``every``-th step only, throughout the run."""
+    wire_dtype: WireDtype = WireDtype.fp32
+    """``bf16`` halves the messages; docs/topologies.md says what that costs."""
+    schedule: list[SwitchConfig] = field(default_factory=list)
+    """Other topologies for a part of the run. Averaging over all workers in the first five epochs, then this one:
+    ``[{after_epochs: 0, topology: complete}, {after_epochs: 5, topology: ring}]``."""
+
+
+@dataclass
+class WeightedConfig(DecentralizedConfig):
+    """A topology that lets a worker keep more, or less, of its own parameters than an even average would."""
+
+    self_weight: float | None = None
+    """What each worker keeps of its own, in (0, 1); null: as much as of each neighbour's."""
+
+
+@dataclass
+class RandomConfig(WeightedConfig):
+    """Pairs drawn anew in each round."""
+
+    seed: int = 0
+    """Of the pairs; the run's own ``seed`` does not change them."""
+    num_rounds: int = 64
+    """Rounds that are drawn; then they begin again."""
+
+
+@dataclass
+class LatticeConfig(DecentralizedConfig):
+    """Workers in rows and columns."""
+
+    num_rows: int | None = None
+    """A divisor of the number of workers; null: as near to a square as there is."""
+
+
+@dataclass
+class CustomConfig(DecentralizedConfig):
+    """Rounds written by the user."""
+
+    rounds: list[Any] = MISSING
+    """Each a list of groups ``{ranks: [0, 1], weight: 0.5}``, or a list of edges ``[0, 1, 0.5]``."""
 
 
 @dataclass
@@ -175,6 +237,8 @@ class SgdConfig(OptimizerConfig):
 
     momentum: float = 0.0
     nesterov: bool = False
+    quasi_global: bool = False
+    """Momentum of how the parameters moved, averaging included (QG-DSGDm, arXiv 2102.04761). Decentralized only."""
 
 
 @dataclass
@@ -207,15 +271,20 @@ class LocalConfig(ClusterConfig):
     gpus_per_node: int | None = None
     """null: all GPUs that this process may use."""
     cpu_workers_per_node: int = 4
+    simulated_nodes: int = 1
+    """The topology takes the workers for so many nodes, though all run on this one: to try hierarchical ones."""
 
 
 @dataclass
 class SlurmConfig(ClusterConfig):
-    """A Slurm job: ``nodes`` nodes with ``gpus_per_node`` workers each."""
+    """A Slurm job: ``nodes`` nodes with ``gpus_per_node`` workers each, one for each GPU."""
 
     nodes: int = MISSING
     gpus_per_node: int = MISSING
-    gpu_type: str = MISSING
+    gpu_type: str | None = None
+    """As the cluster's Slurm calls it; null: any."""
+    accelerator: Accelerator = Accelerator.gpu
+    """``cpu``: the job asks for its GPUs all the same, but its workers compute on the CPU. For trials."""
     cpus_per_gpu: int = 8
     mem_gb: int | None = None
     """Memory of each node; null: Slurm's default."""
@@ -227,11 +296,35 @@ class SlurmConfig(ClusterConfig):
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables of the workers. No secrets: this is written to the run directory."""
     setup: list[str] = field(default_factory=list)
-    """Shell lines before the workers start, such as ``module load cuda``."""
+    """Shell lines before the workers start, such as ``module load cuda``. The first that fails ends the job."""
     sbatch: dict[str, str] = field(default_factory=dict)
-    """Further sbatch options, by their long names."""
+    """Further sbatch options, by their long names; one that takes no value has an empty one."""
     srun: list[str] = field(default_factory=list)
     """Further srun arguments."""
+    max_requeues: int = 3
+    """How often a run that Slurm is about to end, and that has saved itself, is queued again to go on."""
+    notice_min: int = 2
+    """Minutes before the time limit in which a run saves itself; Slurm may be a minute early."""
+    max_parallel: int | None = None
+    """How many runs of a sweep may be in progress at once, of those with equal resources; null: no bound of ours."""
+    wait: bool = False
+    """Show progress until all runs have ended, and exit non-zero if one failed; false: submit and return."""
+    dry_run: bool = False
+    """Print the batch script and the configuration, and queue nothing."""
+
+
+@dataclass
+class CheckpointConfig:
+    """What is kept so that a run can go on exactly: every worker's whole state, at one step."""
+
+    every_epochs: int | None = 1
+    """null: not at the end of epochs."""
+    every_min: float | None = None
+    """Minutes between checkpoints, within epochs too; null: not by the clock."""
+    keep_last: int = 2
+    """How many of the newest are kept, beside the best."""
+    allow_differences: bool = False
+    """Start from a checkpoint of another topology, optimizer or model settings, by its averaged model."""
 
 
 @dataclass
@@ -251,8 +344,9 @@ class RunConfig:
 
     name: str = MISSING
     mode: Mode = Mode.train
-    checkpoint: str | None = None
-    """``mode=evaluate``: an exported model (``.safetensors``); null: the weights of ``model.pretrained``."""
+    resume: str = "auto"
+    """``auto``: an unfinished run of the same configuration is continued in its directory, from its newest whole
+    checkpoint; ``none``: start anew; a path: start from that checkpoint, or from the newest of that run directory."""
     seed: int = 1
     epochs: int = MISSING
     max_steps: int | None = None
@@ -269,18 +363,28 @@ class RunConfig:
     """Gradients are scaled down to this Euclidean norm over the whole model of a worker."""
     evaluate_every_epochs: int = 1
     log_every_steps: int = 50
+    skip_completed: bool | None = None
+    """Leave out runs that are already completed with the same configuration; null: on Slurm yes, elsewhere no."""
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     topology: TopologyConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     cluster: ClusterConfig = MISSING
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 GROUP_SCHEMAS: dict[str, dict[str, type]] = {
     "model": {"any": ModelConfig},
     "data": {"any": DataConfig},
-    "topology": {"allreduce": AllReduceConfig, "decentralized": DecentralizedConfig},
+    "topology": {
+        "allreduce": AllReduceConfig,
+        "decentralized": DecentralizedConfig,
+        "weighted": WeightedConfig,
+        "random": RandomConfig,
+        "lattice": LatticeConfig,
+        "custom": CustomConfig,
+    },
     "optimizer": {"sgd": SgdConfig, "adam": AdamConfig, "accum_adam": AccumAdamConfig},
     "cluster": {"local": LocalConfig, "slurm": SlurmConfig},
 }
@@ -312,3 +416,40 @@ def parse(composed: DictConfig) -> RunConfig:
     config = OmegaConf.to_object(task)
     assert isinstance(config, RunConfig)
     return config
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The values of a configuration without types, as YAML and JSON hold them; :func:`parse_saved` reads them."""
+    return asdict(config, dict_factory=lambda pairs: {key: _plain_value(value) for key, value in pairs})
+
+
+def _plain_value(value: Any) -> Any:
+    return value.name if isinstance(value, Enum) else value
+
+
+def read(path: Path) -> RunConfig:
+    """The configuration that a run directory holds, typed again: YAML does not say which schema a group had.
+
+    Raises:
+        ConfigError: keys without a value.
+    """
+    saved = OmegaConf.load(path)
+    assert isinstance(saved, DictConfig)
+    return parse_saved(saved)
+
+
+def parse_saved(saved: DictConfig) -> RunConfig:
+    """The same from values without types, for every key of a run.
+
+    Raises:
+        ConfigError: keys without a value.
+    """
+    for group, schemas in GROUP_SCHEMAS.items():
+        saved[group] = OmegaConf.merge(_schema_of(set(saved[group]), list(schemas.values())), saved[group])
+    return parse(saved)
+
+
+def _schema_of(keys: set[str], schemas: list[type]) -> type:
+    """The smallest schema that knows all ``keys``; the largest where none does, which then names the unknown one."""
+    by_size = sorted(schemas, key=lambda schema: len(fields(schema)))
+    return next((schema for schema in by_size if keys <= {entry.name for entry in fields(schema)}), by_size[-1])

@@ -3,51 +3,59 @@
 ======================  =====================================================================================
 ``.hydra/``             the composed configuration and the overrides
 ``run.json``            command, commit, versions, hosts, workers, seed, start and end, ``status``, ``error``
+``submission.json``     a Slurm run's job, when it was submitted and with which code; written by who submitted
 ``metrics.csv``         one row for each epoch
 ``steps.jsonl``         one row for each logged step
 ``summary.json``        final and best metrics, training time, ``status``
 ``checkpoints/``        exported models
-``logs/rank_<k>.log``   one for each worker; ``rank_<k>.exit.json`` where one ended badly
+``logs/rank_<k>.log``   one for each worker; ``rank_<k>.exit.json`` is its last word; ``slurm.log`` is the job's output
 ======================  =====================================================================================
 """
 
+import fcntl
 import json
 import os
 import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from imgnet.config import ConfigError
 from imgnet.runtime import running_under_slurm
 
-STATUSES = ("running", "completed", "failed", "preempted")
+STATUSES = ("queued", "running", "completed", "failed", "preempted")
+LOCK = ".lock"
 VERSIONS_OF = ("imgnet", "torch", "torchvision", "timm", "decent-dp", "hydra-core", "numpy")
 
 
 @dataclass(frozen=True)
 class ExitRecord:
-    """The last word of a worker that did not end well: it ``raised``, or was ``terminated`` by a signal."""
+    """The last word of a worker: it ``completed``, ``raised``, or was ``terminated`` by a signal."""
 
     rank: int
     how: str
     time: float
     """Seconds since 1970."""
     error: str
-    """One line."""
+    """One line; empty where it completed."""
     traceback: str = ""
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``; a crash leaves the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # A worker's thread for signals may write at the same moment as its main thread.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
@@ -60,8 +68,21 @@ def create(
     overrides: Sequence[str],
     seed: int,
     world_size: int,
+    identity: str,
+    status: str = "running",
 ) -> None:
-    """Make a new run directory with its configuration and a ``run.json`` that says ``running``. For one process."""
+    """Make a new run directory with its configuration and a ``run.json``. For one process.
+
+    Args:
+        run_dir: the directory.
+        composed: the run's configuration.
+        hydra: Hydra's own part, where it is known.
+        overrides: what the user typed.
+        seed: of the run.
+        world_size: number of workers.
+        identity: the same for runs that would give the same result (:mod:`imgnet.launch.repeats`).
+        status: ``running``, or ``queued`` where it starts later.
+    """
     for folder in (run_dir / ".hydra", run_dir / "checkpoints", run_dir / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
     (run_dir / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(composed), encoding="utf-8")
@@ -70,7 +91,7 @@ def create(
         (run_dir / ".hydra" / "hydra.yaml").write_text(OmegaConf.to_yaml(hydra), encoding="utf-8")
     write_run(
         run_dir,
-        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        command=_command(),
         overrides=list(overrides),
         commit=_git("rev-parse", "HEAD"),
         dirty=bool(_git("status", "--porcelain")),
@@ -80,6 +101,26 @@ def create(
         slurm_job_id=running_under_slurm(),
         world_size=world_size,
         seed=seed,
+        identity=identity,
+        start=now() if status == "running" else None,
+        end=None,
+        status=status,
+        error=None,
+    )
+
+
+def reopen(run_dir: Path) -> None:
+    """Say in the directory of an unfinished run that it goes on. For one process."""
+    for record in (run_dir / "logs").glob("rank_*.exit.json"):
+        record.unlink()
+    run = read_json(run_dir / "run.json")
+    earlier = {key: run.get(key) for key in ("start", "end", "status", "error", "commit", "dirty", "hosts")}
+    write_run(
+        run_dir,
+        earlier=[*run.get("earlier", []), *([earlier] if run.get("start") else [])],
+        commit=_git("rev-parse", "HEAD"),
+        dirty=bool(_git("status", "--porcelain")),
+        hosts=[socket.gethostname()],
         start=now(),
         end=None,
         status="running",
@@ -87,11 +128,43 @@ def create(
     )
 
 
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Be the one command that works in a run directory; the claim ends with the process, however that ends.
+
+    Raises:
+        ConfigError: another command works in it.
+    """
+    with (run_dir / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError([f"{run_dir}: another command is at work on this run"]) from None
+        yield
+
+
+def is_claimed(run_dir: Path) -> bool:
+    """Whether a command works in a run directory at this moment."""
+    try:
+        with claimed(run_dir):
+            return False
+    except ConfigError:
+        return True
+
+
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _command() -> list[str]:
+    """What was typed; ``sys.argv`` is what Hydra was shown of it (:mod:`imgnet.launch.commandline`)."""
+    script, words = sys.argv[0], sys.orig_argv
+    typed = words[words.index(script) + 1 :] if script in words else sys.argv[1:]
+    return [Path(script).name, *typed]
+
+
+@cache  # asked once for each run of a sweep
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
@@ -102,6 +175,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -134,8 +208,13 @@ def finish(run_dir: Path, status: str, error: str | None = None) -> None:
 
 
 def write_exit_record(run_dir: Path, record: ExitRecord) -> None:
-    """Leave a worker's last word where the launcher, and whoever looks later, finds it."""
-    write_atomically(run_dir / "logs" / f"rank_{record.rank}.exit.json", json.dumps(asdict(record), indent=2) + "\n")
+    """Leave a worker's last word where the launcher, and whoever looks later, finds it.
+
+    Being terminated is no news of a worker that has said why it ends.
+    """
+    path = run_dir / "logs" / f"rank_{record.rank}.exit.json"
+    if record.how != "terminated" or not path.exists():
+        write_atomically(path, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def read_exit_records(run_dir: Path) -> dict[int, ExitRecord]:

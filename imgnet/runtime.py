@@ -130,6 +130,41 @@ def expand(path: str) -> Path:
     return Path(expanded).expanduser()
 
 
+@dataclass(frozen=True)
+class SlurmTask:
+    """One node's part of a Slurm job, as Slurm states it."""
+
+    job_id: str
+    node: int
+    """Index of this node in the job, from 0."""
+    num_nodes: int
+
+
+def slurm_task() -> SlurmTask:
+    """Which part of its job this process is: a task of ``srun``, or the batch script (node 0).
+
+    Raises:
+        KeyError: Slurm did not start this process.
+    """
+    env = os.environ
+    return SlurmTask(env["SLURM_JOB_ID"], int(env.get("SLURM_NODEID", "0")), int(env["SLURM_JOB_NUM_NODES"]))
+
+
+def slurm_hosts() -> list[str]:
+    """Names of the nodes of the Slurm job around this process."""
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    return list(SlurmJobEnvironment().hostnames)
+
+
+def environment_for_sbatch() -> dict[str, str]:
+    """This process's environment without what an enclosing Slurm job put there: sbatch would take it for options.
+
+    ``SBATCH_*`` are a user's own defaults, and stay.
+    """
+    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith("SLURM_")}
+
+
 def shows_full_errors() -> bool:
     """Whether the user asked for Python tracebacks of refused commands (Hydra's own switch)."""
     return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
@@ -158,7 +193,7 @@ def share_threads(num_threads: int) -> None:
 def joined(
     placement: Placement, use_gpu: bool, store_file: Path | None, timeout_min: float = 10.0
 ) -> Iterator[Runtime]:
-    """Join the process group of this job, and leave it at the end. Collective.
+    """Join the process group of this job, and leave it at the end, unless that is an error. Collective.
 
     Args:
         placement: where this worker stands.
@@ -185,27 +220,25 @@ def joined(
         timeout=timedelta(minutes=timeout_min),
         device_id=device if use_gpu else None,
     )
-    try:
-        yield Runtime(
-            placement.rank,
-            placement.world_size,
-            placement.local_rank,
-            placement.local_world_size,
-            device,
-            num_threads,
-        )
-    finally:
-        dist.destroy_process_group()
+    yield Runtime(
+        placement.rank,
+        placement.world_size,
+        placement.local_rank,
+        placement.local_world_size,
+        device,
+        num_threads,
+    )
+    dist.barrier()  # who leaves closes connections, on which a slower worker may still have to send
+    # Not after an error: the group's end would reach the others, and fail them, before this worker has said why.
+    dist.destroy_process_group()
 
 
 def _name_the_first_host(placement: Placement) -> None:
     """``srun`` names no meeting point: take the job's first host, and a port that follows from the job and step."""
     if "MASTER_ADDR" in os.environ:
         return
-    from submitit.slurm.slurm import SlurmJobEnvironment
-
-    hosts = SlurmJobEnvironment().hostnames
-    os.environ["MASTER_ADDR"] = "127.0.0.1" if placement.world_size == placement.local_world_size else hosts[0]
+    one_node = placement.world_size == placement.local_world_size
+    os.environ["MASTER_ADDR"] = "127.0.0.1" if one_node else slurm_hosts()[0]
     step = 100 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ.get("SLURM_STEP_ID", "0"))
     os.environ["MASTER_PORT"] = str(SLURM_RENDEZVOUS_PORTS[step % len(SLURM_RENDEZVOUS_PORTS)])
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(placement.rank), str(placement.world_size)

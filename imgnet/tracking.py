@@ -6,8 +6,9 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +20,7 @@ from imgnet import rundir
 from imgnet.config import RunConfig, TrackingConfig, WandbMode
 from imgnet.runtime import Runtime
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "epoch",
     "step",
     "train_loss",
@@ -29,6 +30,7 @@ COLUMNS = (
     "train_time_s",
     "images_per_s",
     "consensus_distance",
+    "neighbour_distance",
     "lr",
     "eval_time_s",
 )
@@ -45,22 +47,26 @@ class Tracker:
         runtime: this worker.
         run_dir: where the files go.
         steps_per_epoch: optimizer steps in an epoch.
+        done_steps: optimizer steps that an earlier process made; later rows of it are removed, for they come again.
     """
 
-    def __init__(self, config: RunConfig, runtime: Runtime, run_dir: Path, steps_per_epoch: int) -> None:
+    def __init__(
+        self, config: RunConfig, runtime: Runtime, run_dir: Path, steps_per_epoch: int, done_steps: int = 0
+    ) -> None:
         self._main = runtime.is_main
         self._run_dir = run_dir
         self._epochs = config.epochs
         self._batch = config.global_batch_size
         self._best_acc1: float | None = None
-        self._last_log = time.perf_counter(), 0
+        self._last_log = time.perf_counter(), done_steps
         if not self._main:
             return
+        self._best_acc1 = rewind_metrics(run_dir / "metrics.csv", done_steps)
+        rewind_steps(run_dir / "steps.jsonl", done_steps)
         self._metrics = _open_appending(run_dir / "metrics.csv")
-        self._writer: csv.DictWriter[str] = csv.DictWriter(self._metrics, list[str](COLUMNS))
-        self._writer.writeheader()
+        self._writer: csv.DictWriter[str] = csv.DictWriter(self._metrics, COLUMNS, lineterminator="\n")
         self._steps = _open_appending(run_dir / "steps.jsonl")
-        self._display = _display(config, steps_per_epoch)
+        self._display = _display(config, steps_per_epoch, done_steps)
         self._wandb = start_wandb(config.tracking, asdict(config), run_dir, config.name)
 
     def __enter__(self) -> Self:
@@ -139,6 +145,32 @@ class Tracker:
         self._last_log = time.perf_counter(), int(row["step"])
 
 
+def rewind_metrics(path: Path, done_steps: int) -> float | None:
+    """Keep the header and the rows up to a step; begin the file where there is none.
+
+    Returns:
+        The best top-1 accuracy of the rows that stay, in percent.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = [row for row in csv.DictReader(lines) if row["step"] and int(row["step"]) <= done_steps]
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    rundir.write_atomically(path, text.getvalue())
+    return max((float(row["val_acc1"]) for row in rows if row["val_acc1"]), default=None)
+
+
+def rewind_steps(path: Path, done_steps: int) -> None:
+    """Keep the rows up to a step. A last line that a crash cut short goes as well."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= done_steps:
+                kept.append(line + "\n")
+    rundir.write_atomically(path, "".join(kept))
+
+
 def _open_appending(path: Path) -> TextIOWrapper:
     return path.open("a", encoding="utf-8", buffering=1, newline="")
 
@@ -169,7 +201,7 @@ class LineDisplay:
 class BarDisplay:
     """A progress bar with loss, images per second and time left, and a line for each epoch above it."""
 
-    def __init__(self, config: RunConfig, num_steps: int) -> None:
+    def __init__(self, config: RunConfig, num_steps: int, done_steps: int) -> None:
         self._epochs = config.epochs
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -181,7 +213,7 @@ class BarDisplay:
             console=Console(),
             refresh_per_second=4,
         )
-        self._task = self._progress.add_task("steps", total=num_steps, status="")
+        self._task = self._progress.add_task("steps", total=num_steps, completed=done_steps, status="")
 
     def start(self) -> None:
         """Show the bar."""
@@ -204,10 +236,10 @@ class BarDisplay:
         self._progress.console.print(describe_epoch(row, self._epochs), highlight=False)
 
 
-def _display(config: RunConfig, steps_per_epoch: int) -> LineDisplay | BarDisplay:
+def _display(config: RunConfig, steps_per_epoch: int, done_steps: int) -> LineDisplay | BarDisplay:
     planned = config.epochs * steps_per_epoch
     if config.tracking.progress and sys.stdout.isatty():
-        return BarDisplay(config, min(planned, config.max_steps or planned))
+        return BarDisplay(config, min(planned, config.max_steps or planned), done_steps)
     return LineDisplay(config)
 
 
@@ -237,7 +269,11 @@ def start_wandb(tracking: TrackingConfig, config: dict[str, Any], run_dir: Path,
     online = tracking.wandb is WandbMode.online or (
         tracking.wandb is WandbMode.auto and wandb.login(prompt=False)  # type: ignore[call-arg]
     )
-    return wandb.init(
+    # One run there for all processes that work on the run here, one after the other.
+    known = rundir.read_json(run_dir / "run.json").get("wandb_id")
+    started = wandb.init(
+        id=known,
+        resume="allow",
         project=tracking.project,
         entity=tracking.entity,
         name=name,
@@ -245,3 +281,5 @@ def start_wandb(tracking: TrackingConfig, config: dict[str, Any], run_dir: Path,
         mode="online" if online else "offline",
         config=json.loads(json.dumps(config, default=lambda value: value.value)),
     )
+    rundir.write_run(run_dir, wandb_id=started.id)
+    return started

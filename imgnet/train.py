@@ -1,17 +1,30 @@
 """The training of one worker, from its configuration to its last step. The only training loop."""
 
+import logging
+import math
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
 from imgnet import rundir
-from imgnet.checkpoint import export_model, load_model
+from imgnet.checkpoint.export import export_model, load_model
+from imgnet.checkpoint.folder import read_average, read_worker
+from imgnet.checkpoint.manifest import Manifest, candidates, differences, remove_partial, trained_settings
+from imgnet.checkpoint.resume import newest_whole
+from imgnet.checkpoint.writer import Writer
 from imgnet.config import Mode, RunConfig
+from imgnet.data.backend import Batch
 from imgnet.data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, prepare_nodes
 from imgnet.evaluate import AUTOCAST_DTYPES, Scores, autocast, evaluate
 from imgnet.models import build_model
@@ -19,24 +32,36 @@ from imgnet.optim.factory import build_optimizer
 from imgnet.optim.schedule import learning_rate
 from imgnet.parallel.build import build_strategy
 from imgnet.parallel.collectives import sum_over_workers
+from imgnet.parallel.requests import NOTHING, Decision, Requests
 from imgnet.parallel.strategy import Objective, Strategy
+from imgnet.randomness import random_state, restore_random_state, seed_all
 from imgnet.runtime import Runtime
 from imgnet.tracking import Tracker
 
 EVAL_IMAGES_PER_BATCH = 256
 
+log = logging.getLogger("imgnet")
 
-def run(config: RunConfig, runtime: Runtime, run_dir: Path) -> None:
-    """Train, or evaluate, as ``config`` says. Collective; rank 0 writes to the run directory."""
+
+def run(config: RunConfig, runtime: Runtime, run_dir: Path, stop: threading.Event) -> None:
+    """Train, or evaluate, as ``config`` says. Collective; rank 0 writes to the run directory.
+
+    Args:
+        config: the run.
+        runtime: this worker.
+        run_dir: the run's directory.
+        stop: set, on any worker, when the run is to save its state and end as ``preempted``.
+    """
     prepare_nodes(config.data, runtime)
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     model = _model(config, runtime)
+    status = "completed"
     if config.mode is Mode.evaluate:
         _evaluate_only(config, runtime, run_dir, model)
     else:
-        _train(config, runtime, run_dir, model)
+        status = _train(config, runtime, run_dir, model, stop)
     if runtime.is_main:
-        rundir.finish(run_dir, "completed")
+        rundir.finish(run_dir, status)
 
 
 def _model(config: RunConfig, runtime: Runtime) -> nn.Module:
@@ -47,8 +72,8 @@ def _model(config: RunConfig, runtime: Runtime) -> nn.Module:
         channels_last=config.channels_last,
         compiled=config.compile,
     )
-    if config.checkpoint is not None:
-        load_model(Path(config.checkpoint), model)
+    if config.model.weights is not None:
+        load_model(Path(config.model.weights), model)
     return model
 
 
@@ -56,7 +81,11 @@ def _evaluate_only(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn
     with closing(_eval_loader(config, runtime)) as loader:
         scores = evaluate(model, loader, runtime.device, config.precision)
     if runtime.is_main:
-        rundir.write_summary(run_dir, vars(scores) | {"checkpoint": config.checkpoint})
+        rundir.write_summary(run_dir, vars(scores) | {"weights": config.model.weights})
+
+
+def _image_dtype(config: RunConfig) -> torch.dtype:
+    return AUTOCAST_DTYPES.get(config.precision, torch.float32)
 
 
 def _eval_loader(config: RunConfig, runtime: Runtime) -> EvalLoader:
@@ -69,12 +98,8 @@ def _eval_loader(config: RunConfig, runtime: Runtime) -> EvalLoader:
     )
 
 
-def _image_dtype(config: RunConfig) -> torch.dtype:
-    return AUTOCAST_DTYPES.get(config.precision, torch.float32)
-
-
-def _train(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module) -> None:
-    train_loader = build_train_loader(
+def _train_loader(config: RunConfig, runtime: Runtime) -> TrainLoader:
+    return build_train_loader(
         config.data,
         seed=config.seed,
         global_batch_size=config.global_batch_size,
@@ -82,16 +107,19 @@ def _train(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module)
         worker=runtime,
         dtype=_image_dtype(config),
     )
-    eval_loader = _eval_loader(config, runtime)
+
+
+def _train(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module, stop: threading.Event) -> str:
     make_optimizer = partial(build_optimizer, config=config.optimizer)
-    strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime)
-    torch.manual_seed(config.seed + 1_000_003 * (runtime.rank + 1))  # dropout differs between workers
-    with (
-        closing(train_loader),
-        closing(eval_loader),
-        Tracker(config, runtime, run_dir, train_loader.steps_per_epoch) as tracker,
-    ):
-        Loop(config, runtime, run_dir, strategy, train_loader, eval_loader, tracker).run()
+    with closing(_train_loader(config, runtime)) as train_loader, closing(_eval_loader(config, runtime)) as eval_loader:
+        per_epoch = train_loader.steps_per_epoch
+        strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime, per_epoch)
+        requests = Requests(stop, config.checkpoint.every_min, runtime.rank)
+        seed_all(config.seed + 1_000_003 * (runtime.rank + 1))  # dropout differs between workers
+        loop = Loop(config, runtime, run_dir, model, strategy, train_loader, eval_loader)
+        loop.resume()
+        with Tracker(config, runtime, run_dir, per_epoch, loop.progress.step) as tracker:
+            return loop.run(tracker, requests)
 
 
 def objective_of(config: RunConfig) -> Objective:
@@ -105,6 +133,33 @@ def objective_of(config: RunConfig) -> Objective:
     return objective
 
 
+def _export_if_there_is_room(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
+    """The best model so far: worth a warning where it cannot be written, and not the run."""
+    try:
+        export_model(path, module, about)
+    except (OSError, SafetensorError) as error:
+        log.warning("%s not written: %s; training goes on", path.name, error)
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        step: optimizer steps made.
+        train_time_s: seconds of training, without evaluation, up to the start of this epoch.
+        epoch_time_s: seconds of training in this epoch, before this process took over.
+        loss_sum: sum of this worker's losses in this epoch, a scalar on the device.
+        best_acc1: best validation top-1 so far, in percent.
+    """
+
+    step: int
+    train_time_s: float
+    epoch_time_s: float
+    loss_sum: Tensor
+    best_acc1: float
+
+
 class Loop:
     """Epochs of steps, each followed by an evaluation of the averaged model.
 
@@ -116,122 +171,263 @@ class Loop:
         config: RunConfig,
         runtime: Runtime,
         run_dir: Path,
+        model: nn.Module,
         strategy: Strategy,
         train_loader: TrainLoader,
         eval_loader: EvalLoader,
-        tracker: Tracker,
     ) -> None:
         self.config = config
         self.runtime = runtime
         self.run_dir = run_dir
+        self.model = model
         self.strategy = strategy
         self.train_loader = train_loader
         self.eval_loader = eval_loader
-        self.tracker = tracker
-        self.step = 0
-        """Optimizer steps made so far."""
-        self.train_time_s = 0.0
-        """Seconds of training so far, without evaluation."""
-        self.best_acc1 = float("-inf")
+        self.writer = Writer(run_dir / "checkpoints", runtime.rank, config.checkpoint.keep_last)
+        self.progress = Progress(0, 0.0, 0.0, torch.zeros((), device=runtime.device), float("-inf"))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.train_loader.steps_per_epoch
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        planned = self.config.epochs * self.train_loader.steps_per_epoch
+        planned = self.config.epochs * self.steps_per_epoch
         return min(planned, self.config.max_steps or planned)
 
-    def run(self) -> None:
-        """Train until the last step."""
-        for epoch in range(self.config.epochs):
-            if self.step >= self.num_steps:
-                break
-            row = self.train_epoch(epoch)
-            is_last = self.step >= self.num_steps
-            if is_last or (epoch + 1) % self.config.evaluate_every_epochs == 0:
-                row |= self._evaluate(row)
-            self.tracker.end_epoch(row)
-            if not torch.isfinite(torch.tensor(row["train_loss"])):
-                raise FloatingPointError(
-                    f"the training loss is {row['train_loss']} in epoch {epoch + 1}; try a smaller optimizer.lr, a "
-                    "longer optimizer.warmup_epochs or max_grad_norm"
-                )
+    def run(self, tracker: Tracker, requests: Requests) -> str:
+        """Train until the last step, or until somebody asks to stop.
 
-    def train_epoch(self, epoch: int) -> dict[str, float]:
-        """Make the steps of an epoch, and return the training part of its row in ``metrics.csv``."""
-        start, first_step = time.perf_counter(), self.step
-        loss_sum = torch.zeros((), device=self.runtime.device)
-        waited_for_data = 0.0
-        batches = self.train_loader.batches(epoch)
-        while self.step < self.num_steps:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            waited_for_data += time.perf_counter() - asked
-            if batch is None:
-                break
-            lr = self._learning_rate()
+        Returns:
+            ``completed`` or ``preempted``.
+        """
+        while self.progress.step < self.num_steps:
+            decision = self.train_epoch(tracker, requests)
+            if not self._at_end_of_epoch():
+                return self._leave(row={})
+            row = self._end_epoch()
+            tracker.end_epoch(row)
+            self._check_loss(row)
+            if decision.stop:
+                return self._leave(row)
+            if decision.save or self._saves_after(int(row["epoch"])):
+                self._save(row, requests)
+        self.writer.wait()
+        return "completed"
+
+    def train_epoch(self, tracker: Tracker, requests: Requests) -> Decision:
+        """Make the steps of an epoch that are left, unless asked to stop.
+
+        Returns:
+            What was decided after the last step. A checkpoint at the end of an epoch is left to the caller, because it
+            must hold that epoch's row.
+        """
+        progress, clock = self.progress, StepClock()
+        epoch, first = divmod(progress.step, self.steps_per_epoch)
+        batches = clock.timed(self.train_loader.batches(epoch, first))
+        decision = NOTHING
+        for _, batch in zip(range(self._left_of_epoch()), batches, strict=False):
+            lr = self._learning_rate(progress.step)
             loss = self.strategy.step(batch.images, batch.targets, lr)
-            loss_sum += loss
-            self.step += 1
-            self.tracker.advance()
-            if self.step % self.config.log_every_steps == 0:
-                self.tracker.log_step(
-                    epoch=epoch + 1,
-                    step=self.step,
-                    loss=float(loss),
-                    lr=lr,
-                    data_wait_s=waited_for_data,
-                    communication_wait_s=self.strategy.communication_wait_s(),
-                )
-                waited_for_data = 0.0
-        num_steps = self.step - first_step
-        (total,) = sum_over_workers([float(loss_sum)], self.runtime.device)  # waits for the last step on all workers
-        seconds = time.perf_counter() - start
-        self.train_time_s += seconds
-        return {
-            "epoch": epoch + 1,
-            "step": self.step,
-            "train_loss": total / num_steps / self.runtime.world_size,
-            "train_time_s": self.train_time_s,
-            "images_per_s": num_steps * self.config.global_batch_size / seconds,
-            "lr": self._learning_rate(self.step - 1),
-        }
+            progress.loss_sum += loss
+            progress.step += 1
+            tracker.advance()
+            if progress.step % self.config.log_every_steps == 0:
+                self._log_step(tracker, lr, loss, clock)
+            decision = requests.after_step(progress.step)
+            if decision.stop:
+                break
+            if decision.save and not self._at_end_of_epoch():
+                progress.epoch_time_s += clock.lap_s()
+                self._save({}, requests)
+        progress.epoch_time_s += clock.lap_s()
+        return decision
 
-    def _learning_rate(self, step: int | None = None) -> float:
-        optimizer, per_epoch = self.config.optimizer, self.train_loader.steps_per_epoch
+    def _left_of_epoch(self) -> int:
+        return min(
+            self.steps_per_epoch - self.progress.step % self.steps_per_epoch, self.num_steps - self.progress.step
+        )
+
+    def _at_end_of_epoch(self) -> bool:
+        return self.progress.step % self.steps_per_epoch == 0 or self.progress.step >= self.num_steps
+
+    def _log_step(self, tracker: Tracker, lr: float, loss: Tensor, clock: "StepClock") -> None:
+        tracker.log_step(
+            epoch=math.ceil(self.progress.step / self.steps_per_epoch),
+            step=self.progress.step,
+            loss=float(loss),
+            lr=lr,
+            data_wait_s=clock.take_data_wait_s(),
+            communication_wait_s=self.strategy.communication_wait_s(),
+        )
+
+    def _learning_rate(self, step: int) -> float:
+        optimizer = self.config.optimizer
         return learning_rate(
-            self.step if step is None else step,
+            step,
             lr=optimizer.lr,
             min_lr=optimizer.min_lr,
-            warmup_steps=round(optimizer.warmup_epochs * per_epoch),
+            warmup_steps=round(optimizer.warmup_epochs * self.steps_per_epoch),
             warmup_factor=optimizer.warmup_factor,
-            total_steps=self.config.epochs * per_epoch,
+            total_steps=self.config.epochs * self.steps_per_epoch,
         )
+
+    def _end_epoch(self) -> dict[str, float]:
+        """The row of the epoch that has just ended, with an evaluation where one is due."""
+        progress, start = self.progress, time.perf_counter()
+        num_steps = (progress.step - 1) % self.steps_per_epoch + 1
+        # Waits for the device and for the last step of all workers, which belongs to the training time.
+        (loss,) = sum_over_workers([float(progress.loss_sum)], self.runtime.device)
+        seconds = progress.epoch_time_s + time.perf_counter() - start
+        progress.train_time_s += seconds
+        progress.epoch_time_s = 0.0
+        progress.loss_sum.zero_()
+        row = {
+            "epoch": math.ceil(progress.step / self.steps_per_epoch),
+            "step": progress.step,
+            "train_loss": loss / num_steps / self.runtime.world_size,
+            "train_time_s": progress.train_time_s,
+            "images_per_s": num_steps * self.config.global_batch_size / seconds,
+            "lr": self._learning_rate(progress.step - 1),
+        }
+        is_due = row["epoch"] % self.config.evaluate_every_epochs == 0 or progress.step >= self.num_steps
+        return row | self._evaluate(row) if is_due else row
 
     def _evaluate(self, row: dict[str, float]) -> dict[str, float]:
         start = time.perf_counter()
         with self.strategy.averaged() as average:
             scores = evaluate(average.module, self.eval_loader, self.runtime.device, self.config.precision)
-            if self.runtime.is_main:
-                self._export(average.module, scores, row)
+            self._export(average.module, scores, row)
         return {
             "val_loss": scores.val_loss,
             "val_acc1": scores.val_acc1,
             "val_acc5": scores.val_acc5,
             "consensus_distance": average.consensus_distance,
+            "neighbour_distance": average.neighbour_distance,
             "eval_time_s": time.perf_counter() - start,
         }
 
     def _export(self, module: nn.Module, scores: Scores, row: dict[str, float]) -> None:
-        about = {
-            "model": self.config.model.name,
-            "num_classes": self.config.data.num_classes,
-            "data": self.config.data.name,
-            "epoch": row["epoch"],
-            "step": row["step"],
-        } | vars(scores)
+        """Write the averaged model where it is the best so far or the last. Rank 0 alone."""
+        is_best = scores.val_acc1 > self.progress.best_acc1
+        self.progress.best_acc1 = max(scores.val_acc1, self.progress.best_acc1)
+        if not self.runtime.is_main:
+            return
+        about = {"settings": trained_settings(self.config), "epoch": row["epoch"], "step": row["step"]} | vars(scores)
         folder = self.run_dir / "checkpoints"
-        if scores.val_acc1 > self.best_acc1:
-            self.best_acc1 = scores.val_acc1
-            export_model(folder / "best.safetensors", module, about)
-        if self.step >= self.num_steps:
+        if is_best:
+            _export_if_there_is_room(folder / "best.safetensors", module, about)
+        if self.progress.step >= self.num_steps:
             export_model(folder / "final.safetensors", module, about)
+
+    def _check_loss(self, row: dict[str, float]) -> None:
+        if not math.isfinite(row["train_loss"]):
+            raise FloatingPointError(
+                f"the training loss is {row['train_loss']} in epoch {row['epoch']}; try a smaller optimizer.lr, a "
+                "longer optimizer.warmup_epochs or max_grad_norm"
+            )
+
+    def _saves_after(self, epoch: int) -> bool:
+        every = self.config.checkpoint.every_epochs
+        return every is not None and (epoch % every == 0 or self.progress.step >= self.num_steps)
+
+    def _leave(self, row: dict[str, float]) -> str:
+        if self.progress.step < self.num_steps:
+            self._save(row)
+        self.writer.wait()
+        return "preempted" if self.progress.step < self.num_steps else "completed"
+
+    def _save(self, row: dict[str, float], requests: Requests | None = None) -> None:
+        """Keep all that every worker needs to go on after this step. All workers must do it after the same one."""
+        strategy = self.strategy.state()
+        if strategy is None:
+            return
+        state = {
+            "model": self.model.state_dict(),
+            "strategy": strategy,
+            "progress": vars(self.progress),
+            "random": random_state(),
+        }
+        manifest = Manifest(
+            step=self.progress.step,
+            epoch=math.ceil(self.progress.step / self.steps_per_epoch),
+            world_size=self.runtime.world_size,
+            trained=trained_settings(self.config),
+            metrics=row,
+        )
+        self.writer.write(state, manifest)
+        if requests is not None:
+            requests.saved()
+
+    def resume(self) -> None:
+        """Start from the newest whole checkpoint that there is, if there is one. Collective.
+
+        The same settings on the same number of workers go on exactly. On another number every worker starts from the
+        averaged model at the same step, with a new optimizer; with other settings, where that is allowed, at step 0.
+        """
+        found, passed_over = newest_whole(candidates(self.config, self.run_dir), self.runtime)
+        if self.runtime.is_main:
+            remove_partial(self.run_dir / "checkpoints")
+        dist.barrier()
+        lines = [f"checkpoint passed over: {damage}" for damage in passed_over]
+        if found is not None:
+            folder, manifest = found
+            lines.append(f"resumed from {folder}, step {manifest.step}: {self._start_from(folder, manifest)}")
+        if self.runtime.is_main and lines:
+            print("\n".join(lines), flush=True)
+            rundir.write_run(self.run_dir, resumed=lines)
+
+    def _start_from(self, folder: Path, manifest: Manifest) -> str:
+        different = differences(manifest, self.config)
+        if different or manifest.world_size != self.runtime.world_size:
+            return self._start_from_average(folder, manifest, different)
+        return self._restore(read_worker(folder, self.runtime.rank))
+
+    def _restore(self, state: dict[str, Any]) -> str:
+        self.model.load_state_dict(state["model"])
+        self.strategy.restore(state["strategy"])
+        self.progress = Progress(**state["progress"])
+        self.progress.loss_sum = self.progress.loss_sum.to(self.runtime.device)
+        restore_random_state(state["random"])
+        return "every worker goes on exactly"
+
+    def _start_from_average(self, folder: Path, manifest: Manifest, different: list[str]) -> str:
+        self.model.load_state_dict(read_average(folder, manifest.world_size))
+        if different:
+            return f"its averaged model, from step 0, for the settings differ: {'; '.join(different)}"
+        self.progress.step = manifest.step - manifest.step % self.steps_per_epoch
+        return (
+            f"{manifest.world_size} workers wrote it, {self.runtime.world_size} go on from their averaged model with a "
+            f"new optimizer, at the beginning of epoch {self.progress.step // self.steps_per_epoch + 1}"
+        )
+
+
+class StepClock:
+    """Where the seconds of an epoch went, on the host's clock."""
+
+    def __init__(self) -> None:
+        self._lap = time.perf_counter()
+        self._data_wait_s = 0.0
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; the time that each is waited for is counted."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self._data_wait_s += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def take_data_wait_s(self) -> float:
+        """Seconds waited for data since the last call."""
+        seconds, self._data_wait_s = self._data_wait_s, 0.0
+        return seconds
+
+    def lap_s(self) -> float:
+        """Seconds since the last call, or since the beginning."""
+        now = time.perf_counter()
+        seconds, self._lap = now - self._lap, now
+        return seconds

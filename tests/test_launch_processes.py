@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -57,11 +58,7 @@ def training(tmp_path: Path, digits_root: Path) -> tuple[subprocess.Popen[str], 
     """A run of four workers in the midst of its epochs: the command, its run directory, all its processes."""
     process = start_run_py(*quick(digits_root, "epochs=100000"), cwd=tmp_path)
 
-    def has_begun() -> bool:
-        files = list(tmp_path.glob("multirun_outputs/*/*/*/metrics.csv"))
-        return bool(files) and len(files[0].read_text().splitlines()) > 2
-
-    wait_until(has_begun, process, tmp_path)
+    wait_until(lambda: has_rows(tmp_path, 2), process, tmp_path)
     return process, only_run(tmp_path), children_of(process.pid)
 
 
@@ -69,9 +66,10 @@ def worker_pids(processes: list[int]) -> list[int]:
     """The processes that write a worker's log."""
     found = []
     for pid in processes:
-        files = [link.resolve() for link in Path(f"/proc/{pid}/fd").iterdir()]
-        if any(file.suffix == ".log" for file in files):
-            found.append(pid)
+        with suppress(FileNotFoundError):  # it may just have ended
+            files = [link.resolve() for link in Path(f"/proc/{pid}/fd").iterdir()]
+            if any(file.suffix == ".log" for file in files):
+                found.append(pid)
     return found
 
 
@@ -93,20 +91,51 @@ def test_a_killed_worker_ends_the_command(
     wait_until_gone(processes)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_term_end_all_workers(
-    number: signal.Signals, training: tuple[subprocess.Popen[str], Path, list[int]], tmp_path: Path
+def test_a_second_ctrl_c_ends_all_workers_at_once(
+    training: tuple[subprocess.Popen[str], Path, list[int]], tmp_path: Path
 ) -> None:
     process, run_dir, processes = training
-    if number is signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does
-    else:
-        process.send_signal(number)
+    os.kill(worker_pids(processes)[1], signal.SIGSTOP)  # nobody can save without it
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    wait_until(lambda: "Ctrl-C again" in (tmp_path / "out.txt").read_text(), process, tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    os.kill(worker_pids(processes)[1], signal.SIGCONT)
     assert process.wait(timeout=5) == 130
     assert "Traceback" not in (tmp_path / "out.txt").read_text()
     assert read(run_dir / "run.json")["status"] == "failed"
     assert read(run_dir / "run.json")["error"] == "interrupted"
     wait_until_gone(processes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_term_save_and_the_same_command_goes_on(
+    number: signal.Signals, tmp_path: Path, digits_root: Path
+) -> None:
+    command = quick(digits_root, "epochs=12", "optimizer.warmup_epochs=1", "cluster.cpu_workers_per_node=2")
+    process = start_run_py(*command, cwd=tmp_path)
+    wait_until(lambda: has_rows(tmp_path, 2), process, tmp_path)
+    processes = children_of(process.pid)
+    if number is signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    assert process.wait(timeout=DEADLINE_S) == 130
+    wait_until_gone(processes)
+    run_dir = only_run(tmp_path)
+    assert read(run_dir / "run.json")["status"] == "preempted"
+    done = run_py(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "every worker goes on exactly" in done.stdout
+    assert only_run(tmp_path) == run_dir, "it goes on in the same directory"
+    assert pd.read_csv(run_dir / "metrics.csv")["epoch"].tolist() == list(range(1, 13))
+    run = read(run_dir / "run.json")
+    assert run["status"] == "completed"
+    assert run["earlier"][0]["status"] == "preempted"
+
+
+def has_rows(cwd: Path, count: int) -> bool:
+    files = list(cwd.glob("multirun_outputs/*/*/*/metrics.csv"))
+    return bool(files) and len(files[0].read_text().splitlines()) > count
 
 
 def test_a_killed_launcher_leaves_no_worker_behind(
@@ -177,7 +206,7 @@ def check_run_directory(run: Path, epochs: int, workers: int) -> None:
     assert summary["val_acc1"] == pytest.approx(metrics["val_acc1"].iloc[-1])
     assert summary["best_acc1"] == pytest.approx(metrics["val_acc1"].max())
     assert about["world_size"] == workers
-    assert {file.name for file in (run / "logs").iterdir()} == {f"rank_{rank}.log" for rank in range(workers)}
+    assert {file.name for file in (run / "logs").glob("*.log")} == {f"rank_{rank}.log" for rank in range(workers)}
     assert {file.name for file in (run / ".hydra").iterdir()} == {"config.yaml", "overrides.yaml", "hydra.yaml"}
     assert {file.name for file in (run / "checkpoints").iterdir()} >= {"best.safetensors", "final.safetensors"}
 
@@ -185,7 +214,7 @@ def check_run_directory(run: Path, epochs: int, workers: int) -> None:
 def score_again(run: Path, cwd: Path, digits_root: Path) -> None:
     model = run / "checkpoints" / "final.safetensors"
     done = run_py(
-        *quick(digits_root, "mode=evaluate", f"checkpoint={model}", "cluster.cpu_workers_per_node=3", "name=again"),
+        *quick(digits_root, "mode=evaluate", f"model.weights={model}", "cluster.cpu_workers_per_node=3", "name=again"),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgnet.parallel.topology import (
@@ -285,12 +285,18 @@ def test_bytes_per_step():
     traffic = bytes_per_step(complete.rounds, 4, 2, num_parameters=100, bytes_per_value=4)
     np.testing.assert_allclose(traffic.within_node, [600, 0, 600, 0])
     np.testing.assert_allclose(traffic.between_nodes, [0, 600, 0, 600])
+    traffic = bytes_per_step(
+        complete.rounds, 4, 2, num_parameters=100, bytes_per_value=2, groups_exchange_directly=True
+    )
+    np.testing.assert_allclose(traffic.within_node, [100] * 4)
+    np.testing.assert_allclose(traffic.between_nodes, [200] * 4)
     star = build_topology("star", 4, 2, every=2)
     traffic = bytes_per_step(star.rounds, 4, 2, num_parameters=100, bytes_per_value=2)
     np.testing.assert_allclose(traffic.within_node, [100, 100, 0, 0])
     np.testing.assert_allclose(traffic.between_nodes, [200, 0, 100, 100])
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(NAMED),
     nodes=st.integers(2, 12),

@@ -13,6 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from imgnet.launch.commandline import typed_overrides
 from imgnet.launch.sweep import run_sweep
 
 
@@ -50,7 +51,14 @@ class ImgnetLauncher(Launcher):
         hydra_context, task_function, config = self._context
         loader = hydra_context.config_loader
         composed = [loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]
-        return run_sweep(composed, job_overrides, initial_job_idx, Path(config.hydra.sweep.dir), task_function)
+        return run_sweep(
+            composed,
+            job_overrides,
+            initial_job_idx,
+            Path(config.hydra.sweep.dir),
+            task_function,
+            needs_results=config.hydra.sweeper._target_ != SweeperConfig._target_,
+        )
 
 
 class ImgnetSweeper(BasicSweeper):
@@ -64,5 +72,5 @@ class ImgnetSweeper(BasicSweeper):
         assert self.hydra_context is not None
         assert self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (runs,) = self.split_arguments(parser.parse_overrides(arguments), None)
+        (runs,) = self.split_arguments(parser.parse_overrides(typed_overrides() or arguments), None)
         return self.launcher.launch(runs, initial_job_idx=0)

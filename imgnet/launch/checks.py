@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from imgnet.checkpoint.manifest import DamagedError, checkpoints_at, differences, read_manifest
 from imgnet.config import (
     AccumAdamConfig,
     AdamConfig,
+    AllReduceConfig,
     ConfigError,
     DecentralizedConfig,
     Engine,
@@ -14,10 +16,13 @@ from imgnet.config import (
     RunConfig,
     SgdConfig,
     SlurmConfig,
+    WireDtype,
 )
 from imgnet.data import checks as data_checks
+from imgnet.launch import batch
 from imgnet.launch.layout import Layout, layout_of
-from imgnet.parallel.topology import build_topology
+from imgnet.parallel.schedule import build_schedule, node_size
+from imgnet.parallel.topology import GroupRound, NeighbourRound, Schedule
 from imgnet.runtime import Placement
 
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
@@ -43,7 +48,12 @@ def check(config: RunConfig, placement: Placement | None = None) -> Layout:
     problems += _lengths(config) + _cluster(config)
     if layout is not None and layout.world_size > 0:
         problems += _batches(config, layout) + _topology(config, layout)
-    problems += _model(config) + data_checks.problems(config.data) + _optimizer(config.optimizer, config.epochs)
+    problems += (
+        _model(config)
+        + _checkpoint(config)
+        + data_checks.problems(config.data)
+        + _optimizer(config.optimizer, config.epochs)
+    )
     if problems:
         raise ConfigError(problems)
     assert layout is not None
@@ -78,15 +88,44 @@ def _lengths(config: RunConfig) -> list[str]:
 
 
 def _model(config: RunConfig) -> list[str]:
-    if config.mode is Mode.train:
-        return ["checkpoint=... is read by mode=evaluate only"] if config.checkpoint else []
-    if config.checkpoint is None:
-        return [] if config.model.pretrained else ["mode=evaluate needs checkpoint=<file> or model.pretrained=true"]
-    path = Path(config.checkpoint)
-    if not path.is_file():
-        return [f"checkpoint={config.checkpoint}: there is no such file"]
-    if path.suffix != ".safetensors":
-        return [f"checkpoint={config.checkpoint}: an exported model ends in .safetensors"]
+    weights, pretrained = config.model.weights, config.model.pretrained
+    if weights is None:
+        nothing = config.mode is Mode.evaluate and not pretrained
+        return ["mode=evaluate needs model.weights=<file> or model.pretrained=true"] if nothing else []
+    if pretrained:
+        return [f"model.pretrained=true contradicts model.weights={weights}; choose one"]
+    if not Path(weights).is_file():
+        return [f"model.weights={weights}: there is no such file"]
+    if Path(weights).suffix != ".safetensors":
+        return [f"model.weights={weights}: an exported model ends in .safetensors"]
+    return []
+
+
+def _checkpoint(config: RunConfig) -> list[str]:
+    wanted = config.checkpoint
+    problems = _at_least(1, checkpoint__every_epochs=wanted.every_epochs, checkpoint__keep_last=wanted.keep_last)
+    if wanted.every_min is not None and wanted.every_min <= 0:
+        problems.append(f"checkpoint.every_min={wanted.every_min} must be positive; null for never")
+    if config.resume not in ("auto", "none"):
+        problems += _resume(config)
+    return problems
+
+
+def _resume(config: RunConfig) -> list[str]:
+    if not Path(config.resume).is_dir():
+        return [f"resume={config.resume}: neither auto, none, nor the folder of a checkpoint or a run"]
+    found = checkpoints_at(Path(config.resume))
+    if not found:
+        return [f"resume={config.resume}: there is no whole checkpoint in that folder"]
+    try:
+        different = differences(read_manifest(found[0]), config)
+    except DamagedError as damage:
+        return [f"resume={damage}"]
+    if different and not config.checkpoint.allow_differences:
+        return [
+            f"resume={config.resume} is of another run: {'; '.join(different)}. checkpoint.allow_differences=true "
+            "starts from its averaged model all the same"
+        ]
     return []
 
 
@@ -117,6 +156,8 @@ def _sgd(optimizer: SgdConfig) -> list[str]:
         return [f"optimizer.momentum={optimizer.momentum} is outside [0, 1)"]
     if optimizer.nesterov and optimizer.momentum == 0:
         return ["optimizer.nesterov=true needs optimizer.momentum above 0"]
+    if optimizer.quasi_global and optimizer.momentum == 0:
+        return ["optimizer.quasi_global=true needs optimizer.momentum above 0; without it it is plain sgd"]
     return []
 
 
@@ -142,7 +183,15 @@ def _cluster(config: RunConfig) -> list[str]:
         cluster__cpus_per_gpu=cluster.cpus_per_gpu,
         cluster__timeout_min=cluster.timeout_min,
         cluster__mem_gb=cluster.mem_gb,
-    )
+        cluster__max_parallel=cluster.max_parallel,
+        cluster__notice_min=cluster.notice_min,
+    ) + _at_least(0, cluster__max_requeues=cluster.max_requeues)
+    if cluster.max_requeues and cluster.notice_min >= cluster.timeout_min > 0:
+        problems.append(
+            f"cluster.notice_min={cluster.notice_min} leaves nothing of cluster.timeout_min={cluster.timeout_min}; "
+            "cluster.max_requeues=0 gives no notice"
+        )
+    problems += batch.problems(cluster)
     problems += [
         f"cluster.env.{name}: a secret would be written to the run directory; export it in your shell instead"
         for name in cluster.env
@@ -172,27 +221,76 @@ def _batches(config: RunConfig, layout: Layout) -> list[str]:
 
 def _topology(config: RunConfig, layout: Layout) -> list[str]:
     topology = config.topology
-    bucket_mb = getattr(topology, "bucket_mb", 1)
-    problems = _at_least(1, topology__bucket_mb=bucket_mb)
-    if not isinstance(topology, DecentralizedConfig):
-        return problems
+    if isinstance(topology, AllReduceConfig):
+        return _at_least(1, topology__bucket_mb=topology.bucket_mb) + _of_decentralized_runs_only(config)
+    assert isinstance(topology, DecentralizedConfig)
+    problems = _at_least(1, topology__bucket_mb=topology.bucket_mb) + _switches(topology, config.epochs)
     try:
-        build_topology(topology.name, layout.world_size, layout.workers_per_node)
+        per_node = node_size(config.cluster, layout.workers_per_node)
+        schedule = build_schedule(topology, layout.world_size, per_node, steps_per_epoch=1)
     except ValueError as error:
-        problems.append(f"{error} (cluster={config.cluster.name})")
-        return problems
+        return [*problems, f"{error} (cluster={config.cluster.name})"]
     if topology.engine is Engine.decent_dp:
-        problems += _decent_dp(config, layout)
+        problems += _decent_dp(config, layout, schedule)
     return problems
 
 
-def _decent_dp(config: RunConfig, layout: Layout) -> list[str]:
+def _of_decentralized_runs_only(config: RunConfig) -> list[str]:
+    if isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
+        return [
+            "optimizer.quasi_global=true is momentum for workers that differ, and with topology=allreduce none do; "
+            "choose another topology"
+        ]
+    return []
+
+
+def _switches(topology: DecentralizedConfig, epochs: int) -> list[str]:
+    problems = [
+        "topology.schedule names allreduce, which averages gradients; use complete, which averages parameters exactly"
+        for switch in topology.schedule
+        if switch.topology == "allreduce"
+    ]
+    problems += [
+        f"topology.schedule has after_epochs={switch.after_epochs}, which epochs={epochs} never reaches"
+        for switch in topology.schedule
+        if switch.after_epochs >= epochs >= 1
+    ]
+    names = {switch.topology for switch in topology.schedule}
+    if names and topology.schedule[0].after_epochs == 0 and topology.name not in names:
+        problems.append(
+            f"topology.schedule replaces topology={topology.name} from the first step to the last; name it there too, "
+            f"such as {{after_epochs: 5, topology: {topology.name}}}"
+        )
+    return problems
+
+
+def _decent_dp(config: RunConfig, layout: Layout, schedule: Schedule) -> list[str]:
     """What the published engine cannot do; ``topology.engine=imgnet`` can do all of it."""
+    topology = config.topology
+    assert isinstance(topology, DecentralizedConfig)
     reasons = []
     if layout.world_size < 2:
         reasons.append("needs 2 or more workers")
+    else:
+        reasons += _rounds_without_decent_dp(topology, schedule)
+    if topology.wire_dtype is not WireDtype.fp32:
+        reasons.append(f"sends fp32 only (topology.wire_dtype={topology.wire_dtype.value})")
+    if topology.schedule:
+        reasons.append("has one topology for the whole run (topology.schedule)")
     if config.precision is Precision.fp16:
         reasons.append("has no loss scale that all workers agree on (precision=fp16)")
     if config.max_grad_norm is not None:
         reasons.append(f"clips each bucket, not the whole model (max_grad_norm={config.max_grad_norm})")
     return [f"topology.engine=decent_dp {reason}; use topology.engine=imgnet" for reason in reasons]
+
+
+def _rounds_without_decent_dp(topology: DecentralizedConfig, schedule: Schedule) -> list[str]:
+    """It knows disjoint groups in which every worker has a peer, in every round."""
+    rounds = schedule.phases[0].topology.rounds
+    if any(isinstance(round_, NeighbourRound) for round_ in rounds):
+        return [f"averages in disjoint groups, which topology={topology.name} is not"]
+    groups = [group for round_ in rounds if isinstance(round_, GroupRound) for group in round_.groups]
+    if any(len(group.ranks) == 1 for group in groups):
+        what = f"topology.every={topology.every}" if topology.every > 1 else f"topology={topology.name}"
+        return [f"lets no worker rest in a round, as {what} does"]
+    return []

@@ -27,7 +27,7 @@ def layout_of(cluster: ClusterConfig, placement: Placement | None) -> Layout:
         ConfigError: the cluster asks for GPUs that this machine has not, or for no worker at all.
     """
     if isinstance(cluster, SlurmConfig) and placement is None:
-        return Layout(cluster.nodes, cluster.gpus_per_node, use_gpu=True)
+        return Layout(cluster.nodes, cluster.gpus_per_node, use_gpu=cluster.accelerator is not Accelerator.cpu)
     local = cluster if isinstance(cluster, LocalConfig) else LocalConfig(name=cluster.name)
     use_gpu, workers = _local_workers(local, placement)
     if placement is None:

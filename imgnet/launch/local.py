@@ -2,12 +2,15 @@
 
 import logging
 import multiprocessing
+import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 from imgnet.config import RunConfig
 from imgnet.launch.layout import Layout
@@ -15,7 +18,8 @@ from imgnet.rundir import ExitRecord, read_exit_records
 from imgnet.runtime import available_cores, prefer_loopback, share_threads
 
 LOOPBACK = "127.0.0.1"
-AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+AGENT_SIGNALS = (signal.SIGHUP, signal.SIGQUIT)
 
 
 class RunFailed(RuntimeError):  # noqa: N818  (it names what happened)
@@ -34,6 +38,31 @@ def run_workers(config: RunConfig, run_dir: Path, layout: Layout) -> None:
         KeyboardInterrupt: Ctrl-C, or SIGTERM to this process; all workers have been ended.
     """
     prefer_loopback()
+    with tempfile.TemporaryDirectory(prefix="imgnet-") as folder:
+        meeting = {
+            "rdzv_endpoint": str(Path(folder) / "rendezvous"),
+            "rdzv_configs": {"store_type": "file"},
+            "local_addr": LOOPBACK,
+        }
+        run_agent(config, run_dir, layout, meeting, Path(folder) / "store")
+
+
+def run_agent(
+    config: RunConfig, run_dir: Path, layout: Layout, meeting: dict[str, Any], store_file: Path | None
+) -> None:
+    """Start this node's workers through torch's elastic agent and wait until those of all nodes have ended.
+
+    Args:
+        config: the run.
+        run_dir: its directory.
+        layout: the nodes, for each of which one process calls this.
+        meeting: where the agents find each other, in the words of torch's ``LaunchConfig``.
+        store_file: the file through which workers of one node find each other; None: at the agents' meeting point.
+
+    Raises:
+        RunFailed: a worker failed; all others of this node have been ended.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM to this process; all workers of this node have been ended.
+    """
     share_threads(max(1, available_cores() // layout.workers_per_node))
     _start_importing()
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -42,21 +71,20 @@ def run_workers(config: RunConfig, run_dir: Path, layout: Layout) -> None:
 
     from imgnet.launch.worker import work
 
-    with tempfile.TemporaryDirectory(prefix="imgnet-") as folder, _signals_restored(), _quiet():
+    with _stopping_in_order(), _quiet():
         settings = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
+            min_nodes=layout.num_nodes,
+            max_nodes=layout.num_nodes,
             nproc_per_node=layout.workers_per_node,
             run_id=run_dir.name,
             rdzv_backend="c10d",
-            rdzv_endpoint=str(Path(folder) / "rendezvous"),
-            rdzv_configs={"store_type": "file"},
-            local_addr=LOOPBACK,
             max_restarts=0,
             start_method="forkserver",  # torch is imported once, not once for each worker
+            signals_to_handle=",".join(number.name for number in AGENT_SIGNALS),
+            **meeting,
         )
         try:
-            elastic_launch(settings, work)(config, run_dir, Path(folder) / "store", layout.use_gpu)
+            elastic_launch(settings, work)(config, run_dir, store_file, layout.use_gpu)
         except ChildFailedError as error:
             exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
             raise root_cause(run_dir, layout.world_size, exit_codes) from None
@@ -66,14 +94,34 @@ def run_workers(config: RunConfig, run_dir: Path, layout: Layout) -> None:
 
 def _start_importing() -> None:
     """Have the process that workers are forked from import torch while this one does the same."""
+    # Slurm may send it to every process of a step: those that do not know it must not die of it.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     multiprocessing.set_forkserver_preload(["__main__", "imgnet.launch.preload"])
     forkserver.ensure_running()
 
 
 @contextmanager
-def _signals_restored() -> Iterator[None]:
-    """The agent replaces signal handlers and leaves them so."""
-    before = {number: signal.getsignal(number) for number in AGENT_SIGNALS}
+def _stopping_in_order() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGUSR2 have the workers save and end; a Ctrl-C after any of them ends them at once."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, *AGENT_SIGNALS)}
+    asked: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        workers = multiprocessing.active_children()
+        # Slurm sends SIGTERM to a task directly and through srun; only a second Ctrl-C means that it is urgent.
+        if (asked and number == signal.SIGINT) or not workers:
+            raise SignalException(f"got {signal.Signals(number).name}", sigval=signal.SIGTERM)
+        asked.append(number)
+        if number == signal.SIGINT:
+            sys.stderr.write("saving; Ctrl-C again ends at once\n")
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid or 0, signal.SIGUSR2)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
     try:
         yield
     finally:
@@ -105,6 +153,7 @@ def root_cause(run_dir: Path, world_size: int, exit_codes: dict[int, int]) -> Ru
     records = read_exit_records(run_dir)
     raised = [record for record in records.values() if record.how == "raised"]
     silent = [rank for rank in range(world_size) if rank not in records]
+    records = {rank: record for rank, record in records.items() if record.how != "completed"}
     if silent and (raised or len(silent) < world_size):
         return RunFailed(_without_a_word(silent, exit_codes), f"logs: {run_dir / 'logs'}")
     if raised:

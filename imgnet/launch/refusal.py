@@ -34,8 +34,8 @@ def one_line_errors() -> Iterator[None]:
         _refuse(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
         _refuse([explain(error)])
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+    except KeyboardInterrupt as interruption:
+        sys.stderr.write(f"{interruption or 'interrupted'}\n")
         sys.exit(INTERRUPTED)
 
 
@@ -58,11 +58,11 @@ def explain(error: Exception) -> str:
 
 
 def _whole_text(error: BaseException | None) -> str:
-    texts = []
-    while error is not None:
-        texts.append(str(error))
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:  # under a tracer OmegaConf links errors in a circle
+        chain.append(error)
         error = error.__cause__
-    return "\n".join(texts)
+    return "\n".join(map(str, chain))
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -11,7 +11,8 @@ from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse
 from imgnet.launch.checks import check
 from imgnet.launch.layout import Layout
 from imgnet.launch.local import RunFailed, run_workers
-from imgnet.results.table import show_run
+from imgnet.launch.repeats import identity
+from imgnet.results.table import display_path, show_run
 from imgnet.runtime import Placement, placement_from_environment
 
 
@@ -34,24 +35,28 @@ def launch(composed: DictConfig) -> float | None:
         return None
     if isinstance(config.cluster, SlurmConfig):
         raise ConfigError(
-            [f"cluster={config.cluster.name}: submission to Slurm is not built yet; start this command with srun"]
+            [f"cluster={config.cluster.name}: leave hydra.mode and hydra/launcher alone; only ours submits to Slurm"]
         )
     _create(run_dir, composed, config, layout)
-    _run_here(config, run_dir, layout)
+    with rundir.claimed(run_dir):
+        _run_here(config, run_dir, layout)
     show_run(run_dir)
     return rundir.read_json(run_dir / "summary.json").get("val_acc1")
 
 
 def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layout) -> None:
+    if (run_dir / "run.json").is_file():
+        rundir.reopen(run_dir)
+        return
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
     rundir.create(
         run_dir,
         composed,
         OmegaConf.structured(hydra),
-        overrides=overrides,
+        overrides=list(hydra.overrides.task),
         seed=config.seed,
         world_size=layout.world_size,
+        identity=identity(config),
     )
 
 
@@ -64,11 +69,13 @@ def _run_here(config: RunConfig, run_dir: Path, layout: Layout) -> None:
     except KeyboardInterrupt:
         rundir.finish(run_dir, "failed", "interrupted")
         raise
+    if rundir.read_json(run_dir / "run.json")["status"] == "preempted":
+        raise KeyboardInterrupt(f"saved in {display_path(run_dir)}; the same command goes on from there")
 
 
 def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement: Placement, layout: Layout) -> None:
     """Be the worker that torchrun or srun made of this process."""
-    from imgnet.launch.worker import exit_record, leave_a_word_when_ended, write_to_log
+    from imgnet.launch.worker import exit_record, watch_signals, write_to_log
     from imgnet.parallel.collectives import agree
     from imgnet.runtime import joined
     from imgnet.train import run
@@ -78,10 +85,10 @@ def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement
             _create(run_dir, composed, config, layout)
         run_dir = Path(agree(str(run_dir)))
         write_to_log(run_dir, runtime.rank)
-        leave_a_word_when_ended(run_dir, runtime.rank)
+        stop = watch_signals(run_dir, runtime.rank, ends_run=True)
         try:
             with exit_record(run_dir, runtime.rank):
-                run(config, runtime, run_dir)
+                run(config, runtime, run_dir, stop)
         except Exception as error:
             if runtime.is_main:
                 rundir.finish(run_dir, "failed", f"rank {runtime.rank} failed: {error}")

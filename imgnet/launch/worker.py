@@ -13,26 +13,32 @@ from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
 
-from imgnet.config import RunConfig
+from imgnet.config import RunConfig, SlurmConfig
+from imgnet.launch.cores import stay_near_gpu
 from imgnet.rundir import ExitRecord, finish, write_exit_record
 from imgnet.runtime import joined, placement_from_environment
 from imgnet.train import run
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNAL = signal.SIGUSR2
+"""Save and end. Slurm sends it before a time limit or a preemption where it is told to; NCCL has SIGUSR1."""
 
 
-def work(config: RunConfig, run_dir: Path, store_file: Path, use_gpu: bool) -> None:
+def work(config: RunConfig, run_dir: Path, store_file: Path | None, use_gpu: bool) -> None:
     """A worker that this package's launcher started. Never returns: the process ends with the run."""
     os.setsid()  # a terminal's Ctrl-C reaches the launcher alone, which then ends its workers in order
     placement = placement_from_environment()
     assert placement is not None, "the elastic agent states a rank"
     logging.captureWarnings(capture=True)
     write_to_log(run_dir, placement.rank)
-    leave_a_word_when_ended(run_dir, placement.rank)
+    in_slurm = isinstance(config.cluster, SlurmConfig)
+    stop = watch_signals(run_dir, placement.rank, ends_run=not in_slurm)  # the job's first process outlives workers
     status = 1
     try:
         with exit_record(run_dir, placement.rank), joined(placement, use_gpu, store_file) as runtime:
-            run(config, runtime, run_dir)
+            if use_gpu and in_slurm:
+                stay_near_gpu(runtime.local_rank, runtime.local_world_size)
+            run(config, runtime, run_dir, stop)
         status = 0
     except BaseException:  # the record holds it, and the launcher shows it
         logging.getLogger("imgnet").debug("worker failed", exc_info=True)
@@ -57,36 +63,53 @@ def write_to_log(run_dir: Path, rank: int) -> None:
             os.dup2(handler.stream.fileno(), stream)
 
 
-def leave_a_word_when_ended(run_dir: Path, rank: int) -> None:
-    """End at once on a signal or when the launcher dies, and say so.
+def watch_signals(run_dir: Path, rank: int, *, ends_run: bool) -> threading.Event:
+    """Act on signals and on the launcher's death at once, from a thread of our own.
 
-    A thread of our own waits for it, since the main thread may be inside a collective for minutes.
+    The main thread may be inside a collective for minutes, where Python runs no handler.
+
+    Args:
+        run_dir: of the run.
+        rank: of this worker.
+        ends_run: whether rank 0's end is the run's, and to be written there; else somebody outlives the workers.
+
+    Returns:
+        An event that SIGUSR2 sets: the run is to be saved and ended. All other ends are immediate.
     """
+    stop = threading.Event()
     reading, writing = os.pipe2(os.O_NONBLOCK)
-    for number in ENDING_SIGNALS:
+    for number in (*ENDING_SIGNALS, STOP_SIGNAL):
         signal.signal(number, lambda _number, _frame: None)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     launcher = multiprocessing.parent_process()
     sentinels = [reading] if launcher is None else [reading, launcher.sentinel]
 
     def wait() -> None:
-        ready = connection.wait(sentinels)
-        number = os.read(reading, 1)[0] if reading in ready else 0
+        while (number := _next_signal(sentinels)) == STOP_SIGNAL:
+            stop.set()
         error = f"ended by {signal.Signals(number).name}" if number else "the launcher was killed"
         write_exit_record(run_dir, ExitRecord(rank, "terminated", time.time(), error))
-        if rank == 0:
+        if ends_run and rank == 0:
             finish(run_dir, "failed", error)  # the launcher, where it lives, knows better and has the last word
         _flush()
         os._exit(128 + number)
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
+    return stop
+
+
+def _next_signal(sentinels: list[int]) -> int:
+    """The number of the next signal; 0 when the launcher is gone."""
+    reading = sentinels[0]
+    return os.read(reading, 1)[0] if reading in connection.wait(sentinels) else 0
 
 
 @contextmanager
 def exit_record(run_dir: Path, rank: int) -> Iterator[None]:
-    """Write down what a worker raises, with its traceback, before it is raised further."""
+    """Write down how a worker ends; what it raises with its traceback, before it is raised further."""
     try:
         yield
+        write_exit_record(run_dir, ExitRecord(rank, "completed", time.time(), ""))
     except BaseException as error:
         text = "".join(traceback.format_exception(error))
         summary = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]

@@ -52,7 +52,7 @@ def decay_groups(parameters: Iterable[Parameter], weight_decay: float) -> Groups
 
 
 def _sgd(groups: Groups, config: SgdConfig) -> Optimizer:
-    if getattr(config, "quasi_global", False):
+    if config.quasi_global:
         _refuse_other_devices(groups, config)
         return QuasiGlobalSGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
     speed = _implementation(groups)

@@ -53,6 +53,15 @@ class LossScaler:
             optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
         optimizer.step()
 
+    def state(self) -> dict[str, Tensor]:
+        """What :meth:`restore` needs."""
+        return {"scale": self.scale, "steps_without_overflow": self.steps_without_overflow}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on with the scale of ``state``."""
+        self.scale.copy_(state["scale"])
+        self.steps_without_overflow.copy_(state["steps_without_overflow"])
+
     def update(self) -> None:
         """Adapt the scale to what the last :meth:`unscale` found."""
         if self.enabled:

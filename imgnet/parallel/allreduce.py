@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from imgnet.optim.loss_scale import LossScaler
+from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.averaging import float_buffers, standing_in
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
 from imgnet.runtime import Runtime
@@ -63,11 +64,14 @@ class AllReduce(Strategy):
         self._num_accumulation_steps = num_accumulation_steps
         self._max_grad_norm = max_grad_norm
         self._scaler = scaler
+        self._must_rehearse = False
 
     def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
         """See :meth:`Strategy.step`."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        if self._must_rehearse:
+            self._rehearse(images, targets)
         loss = self._accumulate_gradients(images, targets)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         self._scaler.unscale(gradients)
@@ -77,6 +81,21 @@ class AllReduce(Strategy):
         self._scaler.update()
         self._optimizer.zero_grad()
         return loss
+
+    def _rehearse(self, images: Tensor, targets: Tensor) -> None:
+        """A backward pass without effect, after which DDP forms its buckets anew, in the order of the gradients.
+
+        DDP does that once, after its first step. A step that is made again with the first buckets would add up the
+        same numbers in another order, and round them otherwise.
+        """
+        passes = self._num_accumulation_steps
+        own = [buffer.clone() for buffer in self._module.buffers()]
+        with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+            self._objective(self._parallel, images.chunk(passes)[0], targets.chunk(passes)[0]).backward()
+        self._optimizer.zero_grad()
+        for buffer, before in zip(self._module.buffers(), own, strict=True):
+            buffer.copy_(before)
+        self._must_rehearse = False
 
     def _accumulate_gradients(self, images: Tensor, targets: Tensor) -> Tensor:
         passes = self._num_accumulation_steps
@@ -92,7 +111,17 @@ class AllReduce(Strategy):
     def averaged(self) -> Iterator[Average]:
         """See :meth:`Strategy.averaged`. Parameters are equal already; batch norm's statistics are not."""
         with standing_in(float_buffers(self._module)):
-            yield Average(self._module, consensus_distance=0.0)
+            yield Average(self._module, consensus_distance=0.0, neighbour_distance=0.0)
+
+    def state(self) -> dict[str, Any]:
+        """See :meth:`Strategy.state`."""
+        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :meth:`Strategy.restore`."""
+        restore_optimizer(self._optimizer, state["optimizer"])
+        self._scaler.restore(state["scaler"])
+        self._must_rehearse = True
 
     def communication_wait_s(self) -> float:
         """0: DDP waits inside its own backward pass and does not say how long."""

@@ -1,4 +1,7 @@
-"""The average of all workers' models, put in the place of a worker's own for as long as an evaluation takes."""
+"""The average of all workers' models, put in the place of a worker's own for as long as an evaluation takes.
+
+And how far the workers are apart: from their average, and from those that they average with.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +12,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from imgnet.parallel.collectives import sum_over_workers
+from imgnet.parallel.topology import Group, Neighbours, Round
+from imgnet.parallel.topology.rounds import uniform
+from imgnet.parallel.transfers import Background, Memory, PeerExchange, ShardedMean, as_neighbours
 
 
 @contextmanager
@@ -28,7 +34,7 @@ def standing_in(blocks: Sequence[Tensor]) -> Iterator[float]:
         yield _distance(own, blocks)
     finally:
         if own:
-            torch._foreach_copy_(list(blocks), own)
+            torch._foreach_copy_(list(blocks), own)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _distance(own: Sequence[Tensor], mean: Sequence[Tensor]) -> float:
@@ -37,6 +43,47 @@ def _distance(own: Sequence[Tensor], mean: Sequence[Tensor]) -> float:
     squares = sum(float((mine - average).double().square().sum()) for mine, average in zip(own, mean, strict=True))
     (total,) = sum_over_workers([squares], own[0].device)
     return (total / dist.get_world_size()) ** 0.5
+
+
+def neighbour_distance(blocks: Sequence[Tensor], rounds: Sequence[Round], rank: int) -> float:
+    """How far workers are from those that they average with: ``sqrt(mean |x_i - x_j|^2)``. Collective.
+
+    The mean goes over all pairs of workers that average with each other in one of the rounds, once for each round. It
+    costs about one averaging for each round, block by block, in fp32.
+
+    Args:
+        blocks: this worker's values, 1-D, fp32; no other message with their tags may be under way.
+        rounds: not one of them idle.
+        rank: this worker.
+
+    Returns:
+        0 where there are no rounds.
+    """
+    if not rounds:
+        return 0.0
+    background = Background(blocks[0].device)
+    parts = [part for part in (as_neighbours(round_.part(rank), rank) for round_ in rounds) if part is not None]
+    squares = sum(_squares(block, part, rank, background) for part in parts for block in blocks)
+    pairs = sum(len(part.ranks) - 1 if isinstance(part, Group) else len(part.peers) for part in parts)
+    total, count = sum_over_workers([squares, pairs], blocks[0].device)
+    return (total / count) ** 0.5
+
+
+def _squares(block: Tensor, part: Group | Neighbours, rank: int, background: Background) -> float:
+    """``sum |x_i - x_j|^2`` over the peers of this worker; over a group it comes out as the sum over its pairs."""
+    memory, scratch = Memory(block.device), torch.empty_like(block)
+    if isinstance(part, Neighbours):
+        exchange = PeerExchange(block, part, block.dtype, memory, scratch, tag=0)
+        exchange.start()
+        exchange.wait()
+        return sum(float((block - other).double().square().sum()) for other in exchange.received)
+    mean, members = block.clone(), len(part.ranks)
+    sharded = ShardedMean(mean, uniform(part.ranks), rank, block.dtype, memory, scratch, tag=0, background=background)
+    sharded.start()
+    sharded.wait()
+    sharded.finish()
+    # The sum over all ordered pairs of a group is 2 n times that over its members of |x_i - mean|^2.
+    return 2 * members * float((block - mean).double().square().sum())
 
 
 def float_buffers(module: Module) -> list[Tensor]:

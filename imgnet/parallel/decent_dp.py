@@ -8,7 +8,7 @@ averaged for evaluation and handed back.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import final
+from typing import Any, final
 
 import torch
 from decent_dp.ddp import DecentralizedDataParallel
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim.lr_scheduler import LRScheduler
 
-from imgnet.parallel.averaging import float_buffers, standing_in
+from imgnet.parallel.averaging import float_buffers, neighbour_distance, standing_in
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
 from imgnet.parallel.topology import GroupRound, Topology
@@ -59,6 +59,8 @@ class DecentDp(Strategy):
         self._module = module
         self._objective = objective
         self._num_accumulation_steps = num_accumulation_steps
+        self._topology = topology
+        self._rank = runtime.rank
         self._rates: list[float] = []
         broadcast_from_first(list(module.buffers()))
         self._parallel = DecentralizedDataParallel(
@@ -86,8 +88,17 @@ class DecentDp(Strategy):
     def averaged(self) -> Iterator[Average]:
         """See :meth:`Strategy.averaged`."""
         parameters = [parameter.data for parameter in self._module.parameters()]
-        with standing_in(float_buffers(self._module)), standing_in(parameters) as distance:
-            yield Average(self._module, distance)
+        together = torch.cat([parameter.reshape(-1) for parameter in parameters])
+        between_neighbours = neighbour_distance([together], self._topology.rounds, self._rank)
+        with standing_in(float_buffers(self._module)), standing_in(parameters) as from_average:
+            yield Average(self._module, from_average, between_neighbours)
+
+    def state(self) -> None:
+        """None: the package has no state that could be saved and put back."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Never called, for want of a state."""
+        raise AssertionError(f"decent-dp cannot go on from {sorted(state)}")
 
     def communication_wait_s(self) -> float:
         """0: the package does not say how long it waits."""

@@ -11,7 +11,7 @@ of parameters by itself, as soon as the backward pass has that bucket's gradient
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -19,14 +19,19 @@ from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from imgnet.config import WireDtype
 from imgnet.optim.loss_scale import LossScaler
-from imgnet.parallel.averaging import float_buffers, standing_in
+from imgnet.optim.restore import restore_optimizer
+from imgnet.parallel.averaging import float_buffers, neighbour_distance, standing_in
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.flat import NamedParameter, flatten, split_into_buckets
-from imgnet.parallel.mixing import Finish, Mixer
+from imgnet.parallel.mixing import Averaging, Mixer
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
-from imgnet.parallel.topology import Topology
+from imgnet.parallel.topology import Schedule
 from imgnet.runtime import Runtime
+
+NUM_MEASURED_ROUNDS = 8
+"""At most so many rounds of a topology are looked at for the distance between neighbours."""
 
 
 class Bucket:
@@ -35,9 +40,7 @@ class Bucket:
     def __init__(self, named_parameters: list[NamedParameter], make_optimizer: OptimizerFactory) -> None:
         self.parameters: list[Parameter] = [parameter for _, parameter in named_parameters]
         self.block = flatten(self.parameters)
-        self.buffer = torch.empty_like(self.block)
         self.optimizer: Optimizer = make_optimizer(named_parameters)
-        self.finish: Finish | None = None
         self.num_missing = len(self.parameters)
         """Gradients that this backward pass has not yet brought."""
 
@@ -53,12 +56,13 @@ class Decentralized(Strategy):
         module: the model on its device; rank 0's values win.
         objective: the loss.
         make_optimizer: called once for each bucket.
-        topology: who averages with whom.
+        schedule: who averages with whom at which step.
         runtime: this worker.
         num_accumulation_steps: passes in one step.
         max_grad_norm: largest Euclidean norm of this worker's gradient over its whole model; None for no clipping.
         scaler: loss scaling.
         bucket_mb: size of a message, in 2^20 bytes.
+        wire_dtype: numbers in the messages.
     """
 
     def __init__(
@@ -66,13 +70,14 @@ class Decentralized(Strategy):
         module: Module,
         objective: Objective,
         make_optimizer: OptimizerFactory,
-        topology: Topology,
+        schedule: Schedule,
         runtime: Runtime,
         *,
         num_accumulation_steps: int,
         max_grad_norm: float | None,
         scaler: LossScaler,
         bucket_mb: int,
+        wire_dtype: WireDtype = WireDtype.fp32,
     ) -> None:
         self._module = module
         self._objective = objective
@@ -82,7 +87,9 @@ class Decentralized(Strategy):
         trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._buckets = [Bucket(part, make_optimizer) for part in split_into_buckets(trained, bucket_mb * 2**20)]
         broadcast_from_first([bucket.block for bucket in self._buckets] + list(module.buffers()))
-        self._mixer = Mixer(topology, runtime.rank, runtime.device)
+        self._schedule = schedule
+        self._rank = runtime.rank
+        self._mixer = Mixer(schedule, [bucket.block for bucket in self._buckets], runtime.rank, wire_dtype)
         self._num_steps = 0
         self._next = 0
         self._last_pass = False
@@ -129,17 +136,16 @@ class Decentralized(Strategy):
 
     def _update_buckets(self, end: int) -> None:
         while self._next < end:
-            self._update(self._buckets[self._next])
+            self._update(self._buckets[self._next], self._mixer.averagings[self._next])
             self._next += 1
 
     @torch.no_grad()
-    def _update(self, bucket: Bucket) -> None:
+    def _update(self, bucket: Bucket, averaging: Averaging) -> None:
         """Take the average that was under way, make the local update on it, and start the next average."""
-        if bucket.finish is not None:
-            bucket.finish()
+        averaging.finish()
         self._scaler.step(bucket.optimizer)
         bucket.optimizer.zero_grad()
-        bucket.finish = self._mixer.start(bucket.block, bucket.buffer, self._num_steps)
+        averaging.start(self._num_steps)
 
     def _make_gradients_ready(self) -> None:
         # In the order of the model, so that the norm rounds as it does in plain training.
@@ -151,10 +157,32 @@ class Decentralized(Strategy):
 
     @contextmanager
     def averaged(self) -> Iterator[Average]:
-        """See :meth:`Strategy.averaged`. Averages that are under way go on; they hold copies."""
+        """See :meth:`Strategy.averaged`. Averages under way arrive first, and are taken in at the next step."""
+        for averaging in self._mixer.averagings:
+            averaging.settle()
         blocks = [bucket.block for bucket in self._buckets]
-        with standing_in(float_buffers(self._module)), standing_in(blocks) as distance:
-            yield Average(self._module, distance)
+        rounds = self._schedule.next_rounds(max(self._num_steps - 1, 0), NUM_MEASURED_ROUNDS)
+        between_neighbours = neighbour_distance(blocks, rounds, self._rank)
+        with standing_in(float_buffers(self._module)), standing_in(blocks) as from_average:
+            yield Average(self._module, from_average, between_neighbours)
+
+    def state(self) -> dict[str, Any]:
+        """See :meth:`Strategy.state`. Averages that are under way are left out: they follow from the parameters."""
+        return {
+            "num_steps": self._num_steps,
+            "optimizers": [bucket.optimizer.state_dict() for bucket in self._buckets],
+            "scaler": self._scaler.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :meth:`Strategy.restore`. Starts the averages anew that were under way; the same numbers come of it."""
+        self._num_steps = state["num_steps"]
+        self._scaler.restore(state["scaler"])
+        for bucket, optimizer_state in zip(self._buckets, state["optimizers"], strict=True):
+            restore_optimizer(bucket.optimizer, optimizer_state)
+        if self._num_steps > 0:
+            for averaging in self._mixer.averagings:
+                averaging.start(self._num_steps - 1)
 
     def communication_wait_s(self) -> float:
         """See :meth:`Strategy.communication_wait_s`."""

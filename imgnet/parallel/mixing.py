@@ -1,16 +1,26 @@
 """Carry out the rounds of a topology on blocks of memory: start an averaging, go on computing, take its result."""
 
 import time
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from imgnet.parallel.topology import Group, GroupRound, Topology
+from imgnet.config import WireDtype
+from imgnet.parallel.topology import Group, Part, Schedule
+from imgnet.parallel.transfers import (
+    Background,
+    GroupAllReduce,
+    Memory,
+    PeerExchange,
+    ShardedMean,
+    Transfer,
+    as_neighbours,
+)
 
-Finish = Callable[[], None]
+WIRE_DTYPES = {WireDtype.fp32: torch.float32, WireDtype.bf16: torch.bfloat16}
 
 
 class WaitClock:
@@ -25,17 +35,18 @@ class WaitClock:
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def wait(self, work: dist.Work) -> None:
-        """Wait for a collective operation, and count how long that took."""
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count how long what is done inside holds up the computation."""
         if self._on_gpu:
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             before.record()
-            work.wait()
+            yield
             after.record()
             self._events.append((before, after))
         else:
             start = time.perf_counter()
-            work.wait()
+            yield
             self._seconds += time.perf_counter() - start
 
     def take(self) -> float:
@@ -48,58 +59,100 @@ class WaitClock:
         return seconds
 
 
-class Mixer:
-    """This worker's part in the rounds of a topology. Making one is collective: it makes the process groups.
+class Averaging:
+    """The averaging of one block, round after round. At most one is under way.
 
-    Args:
-        topology: its rounds are repeated for ever, round ``t`` being ``rounds[t % len(rounds)]``.
-        rank: this worker.
-        device: where the blocks are.
+    It holds nothing that the block and the number of the step do not say: after a restart, ``start`` of the last step
+    with the block as it was brings the averaging back that was under way.
     """
 
-    def __init__(self, topology: Topology, rank: int, device: torch.device) -> None:
-        self.clock = WaitClock(device)
-        self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
-        self._mine: list[Group] = []
-        for one_round in topology.rounds:
-            assert isinstance(one_round, GroupRound)
-            self._mine.append(next(group for group in one_round.groups if rank in group.ranks))
-            for group in one_round.groups:
-                self._make_group(group.ranks, topology.world_size)
+    def __init__(self, schedule: Schedule, rank: int, transfers: Mapping[Part, Transfer], clock: WaitClock) -> None:
+        self._schedule = schedule
+        self._rank = rank
+        self._transfers = transfers
+        self._clock = clock
+        self._under_way: Transfer | None = None
 
-    def _make_group(self, ranks: tuple[int, ...], world_size: int) -> None:
-        if len(ranks) == 1 or ranks in self._groups:
-            return
-        # Every rank makes every group, in one order, as torch demands; the whole world exists already.
-        made = dist.group.WORLD if len(ranks) == world_size else dist.new_group(list(ranks))
-        self._groups[ranks] = cast("dist.ProcessGroup", made)  # a placeholder where this worker is no member
+    def start(self, step: int) -> None:
+        """Begin the round of a step: 0, 1, 2, ..., the same on all workers. The block must not change until the end.
 
-    def start(self, block: Tensor, buffer: Tensor, round_number: int) -> Finish | None:
-        """Begin to average ``block`` with this round's peers.
-
-        Args:
-            block: this worker's values, 1-D; may change while the averaging is under way.
-            buffer: scratch of the same shape, which must be left alone until the end.
-            round_number: counts averagings from 0, the same on all workers.
-
-        Returns:
-            What waits for the peers and replaces ``block`` by its row of the mixing matrix; None where this worker
-            rests in this round.
+        Nothing is sent where this worker rests in that round.
         """
-        group = self._mine[round_number % len(self._mine)]
-        others = len(group.ranks) - 1
-        if others == 0:
-            return None
-        share = (1 - group.weight) / others
-        torch.mul(block, share, out=buffer)
-        work = dist.all_reduce(buffer, group=self._groups[group.ranks], async_op=True)
-        assert work is not None
-        own = group.weight - share  # the sum in ``buffer`` holds this worker's own values once, with ``share``
-        return lambda: self._finish(work, block, buffer, own)
+        assert self._under_way is None
+        part = self._schedule.round_at(step).part(self._rank)
+        if part is not None:
+            self._under_way = self._transfers[part]
+            self._under_way.start()
 
-    def _finish(self, work: dist.Work, block: Tensor, buffer: Tensor, own: float) -> None:
-        self.clock.wait(work)
-        if abs(own) < 1e-12:
-            block.copy_(buffer)
-        else:
-            block.mul_(own).add_(buffer)
+    def settle(self) -> None:
+        """Wait until no message is under way. What came is kept for ``finish``, and the block may change until then.
+
+        It must be as it was when ``finish`` is called.
+        """
+        if self._under_way is not None:
+            self._under_way.wait()
+
+    def finish(self) -> None:
+        """Wait for the round that was started, if one was, and replace the block by this worker's row of its matrix."""
+        if self._under_way is None:
+            return
+        with self._clock.waiting():
+            self._under_way.wait()
+        self._under_way.finish()
+        self._under_way = None
+
+
+class Mixer:
+    """This worker's part in the rounds of a run. Making one is collective: it makes the process groups.
+
+    Args:
+        schedule: who averages with whom at which step.
+        blocks: what is averaged, each with messages of its own; 1-D, fp32, in the same order on all workers.
+        rank: this worker.
+        wire_dtype: numbers in the messages.
+    """
+
+    def __init__(self, schedule: Schedule, blocks: Sequence[Tensor], rank: int, wire_dtype: WireDtype) -> None:
+        device = blocks[0].device
+        self.clock = WaitClock(device)
+        self._schedule = schedule
+        self._rank = rank
+        self._wire = WIRE_DTYPES[wire_dtype]
+        self._background = Background(device)
+        self._process_groups = {} if self._wire is not torch.float32 else _process_groups(schedule)
+        rounds_values = self._wire is not torch.float32
+        largest = max(block.numel() for block in blocks) if rounds_values else 0
+        self._scratch = torch.empty(largest, device=device)
+        self.averagings = [self._averaging(block, index) for index, block in enumerate(blocks)]
+        """One for each block."""
+
+    def _averaging(self, block: Tensor, index: int) -> Averaging:
+        memory = Memory(block.device)
+        plans = [phase.topology.plan(self._rank) for phase in self._schedule.phases]
+        parts: dict[Part, None] = dict.fromkeys(part for plan in plans for part in plan if part is not None)
+        transfers = {part: self._transfer(part, block, index, memory) for part in parts}
+        return Averaging(self._schedule, self._rank, transfers, self.clock)
+
+    def _transfer(self, part: Part, block: Tensor, index: int, memory: Memory) -> Transfer:
+        part = as_neighbours(part, self._rank)
+        assert part is not None
+        tag = 2 * index
+        if not isinstance(part, Group):
+            return PeerExchange(block, part, self._wire, memory, self._scratch, tag)
+        if self._wire is torch.float32:
+            return GroupAllReduce(block, part, self._process_groups[part.ranks], memory)
+        return ShardedMean(block, part, self._rank, self._wire, memory, self._scratch, tag, self._background)
+
+
+def _process_groups(schedule: Schedule) -> dict[tuple[int, ...], dist.ProcessGroup]:
+    """Communicators of this worker's groups of three or more. Collective.
+
+    Every rank makes those of all ranks, in one order, as torch demands. Pairs need none.
+    """
+    made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+    for ranks in schedule.communicators():
+        everybody = len(ranks) == dist.get_world_size()  # whose communicator exists already
+        group = dist.group.WORLD if everybody else dist.new_group(list(ranks)) if len(ranks) > 2 else None
+        if isinstance(group, dist.ProcessGroup):
+            made[ranks] = group
+    return made

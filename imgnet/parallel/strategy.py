@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Module, Parameter
@@ -39,6 +40,17 @@ class Strategy(ABC):
         """
 
     @abstractmethod
+    def state(self) -> dict[str, Any] | None:
+        """All that :meth:`restore` needs beside the model's own ``state_dict``: dicts, lists, tensors and numbers.
+
+        Tensors are the live ones; copy them before the next step. None: a run of this kind cannot be continued.
+        """
+
+    @abstractmethod
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as if the steps that led to ``state`` had just been made here; the model is restored already."""
+
+    @abstractmethod
     def communication_wait_s(self) -> float:
         """Seconds that this worker's computation waited for averages since the last call; 0 where it is not known.
 
@@ -53,8 +65,11 @@ class Average:
         module: the model, unwrapped.
         consensus_distance: ``sqrt(mean_i |x_i - mean(x)|^2)`` over the workers' parameters (Kong et al. 2021,
             arXiv 2102.04828); 0 where all are equal.
+        neighbour_distance: ``sqrt(mean |x_i - x_j|^2)`` over the pairs of workers that average with each other in the
+            topology's next rounds; 0 where nobody does, or all are equal.
     """
 
-    def __init__(self, module: Module, consensus_distance: float) -> None:
+    def __init__(self, module: Module, consensus_distance: float, neighbour_distance: float) -> None:
         self.module = module
         self.consensus_distance = consensus_distance
+        self.neighbour_distance = neighbour_distance

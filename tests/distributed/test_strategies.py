@@ -13,7 +13,7 @@ from imgnet.parallel.allreduce import AllReduce
 from imgnet.parallel.decent_dp import DecentDp
 from imgnet.parallel.decentralized import Decentralized
 from imgnet.parallel.strategy import Strategy
-from imgnet.parallel.topology import build_topology
+from imgnet.parallel.topology import Schedule, build_topology
 from imgnet.runtime import Runtime
 from tests.distributed.harness import on_workers
 from tests.distributed.models import (
@@ -82,7 +82,7 @@ def make_strategy(
     if engine == "decent_dp":
         return DecentDp(model, objective, factory, topology, runtime, num_accumulation_steps=passes, bucket_mb=1)
     return Decentralized(
-        model, objective, factory, topology, runtime,
+        model, objective, factory, Schedule.constant(topology), runtime,
         num_accumulation_steps=passes, max_grad_norm=max_grad_norm, scaler=scaler, bucket_mb=1,
     )  # fmt: skip
 

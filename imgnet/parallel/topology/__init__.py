@@ -20,6 +20,7 @@ from imgnet.parallel.topology.rounds import (
     Topology,
     mixing_matrix,
 )
+from imgnet.parallel.topology.schedule import Phase, Schedule
 
 __all__ = [
     "FAMILIES",
@@ -28,7 +29,9 @@ __all__ = [
     "NeighbourRound",
     "Neighbours",
     "Part",
+    "Phase",
     "Round",
+    "Schedule",
     "SpectralGap",
     "Topology",
     "Traffic",

@@ -107,26 +107,37 @@ class Traffic:
 
 
 def bytes_per_step(
-    rounds: Sequence[Round], world_size: int, workers_per_node: int, num_parameters: int, bytes_per_value: int
+    rounds: Sequence[Round],
+    world_size: int,
+    workers_per_node: int,
+    num_parameters: int,
+    bytes_per_value: int,
+    *,
+    groups_exchange_directly: bool = False,
 ) -> Traffic:
     """What each worker sends, under two assumptions about the collectives.
 
     A group of k is averaged by a ring all-reduce in the order of ranks: each member sends ``2 * (k - 1) / k`` copies
-    of the parameters to the next one, the last to the first; for a pair that is one copy. In a neighbour round each
-    worker sends one copy to each of its peers. What a worker receives is the same on the whole, not for each worker.
+    of the parameters to the next one, the last to the first; for a pair that is one copy. With
+    ``groups_exchange_directly``, as in bf16, it sends as much, but the same share to each other member. In a neighbour
+    round each worker sends one copy to each of its peers. What a worker receives is the same on the whole, not for
+    each worker.
     """
     traffic = np.zeros((2, world_size))
     for round_ in rounds:
-        for sender, receiver, copies in _copies(round_):
+        for sender, receiver, copies in _copies(round_, groups_exchange_directly):
             crosses = sender // workers_per_node != receiver // workers_per_node
             traffic[int(crosses), sender] += copies
     traffic *= num_parameters * bytes_per_value / len(rounds)
     return Traffic(traffic[0], traffic[1])
 
 
-def _copies(round_: Round) -> list[tuple[int, int, float]]:
+def _copies(round_: Round, directly: bool) -> list[tuple[int, int, float]]:
     if not isinstance(round_, GroupRound):
         return [(rank, peer, 1.0) for rank, peer in edges_of(round_)]
+    if directly:
+        sizes = {rank: len(group.ranks) for group in round_.groups for rank in group.ranks}
+        return [(rank, peer, 2.0 / sizes[rank]) for rank, peer in edges_of(round_)]
     return [
         (rank, group.ranks[(place + 1) % len(group.ranks)], 2.0 * (1.0 - 1.0 / len(group.ranks)))
         for group in round_.groups

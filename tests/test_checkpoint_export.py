@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torchvision.models import resnet18
 
-from imgnet.checkpoint import export_model, load_model, read_about
+from imgnet.checkpoint.export import export_model, load_model, read_about
 from imgnet.config import ModelConfig
 from imgnet.models import SmallCnn, build_model
 

@@ -20,9 +20,15 @@ def export_model(path: Path, module: nn.Module, about: Mapping[str, Any]) -> Non
         module: the model.
         about: metrics and configuration, kept as JSON under ``imgnet`` in the file's own header.
     """
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    export_tensors(path, {name: value.detach().cpu() for name, value in module.state_dict().items()}, about)
+
+
+def export_tensors(path: Path, state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    """The same of a ``state_dict`` on the CPU."""
+    tensors = {name: value.contiguous().clone() for name, value in state.items()}
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(tensors, beside, metadata={"format": "pt", "imgnet": json.dumps(dict(about))})
+    beside.chmod(0o644)  # the library makes it private to the user
     beside.replace(path)
 
 

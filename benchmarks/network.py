@@ -1,0 +1,203 @@
+"""Seconds per step on slow links: AllReduce beside decentralized topologies, on four hosts of one machine.
+
+    sudo python -m benchmarks.network            # about a quarter of an hour; --help for less
+
+Needs root and iproute2. Four hosts are network namespaces behind a switch, a fifth one; every link is limited in both
+directions. Nothing outside these namespaces is changed, and they are removed at the end, whatever happens.
+
+What is real: the strategies, their messages (gloo over TCP), optimizer and averaging, with the parameters of ResNet-50
+in their true sizes and order. What is not: the computation. Each layer pauses for its share of a stated time, forward
+and backward, as a host does whose accelerator computes; four real ones would fight for the cores of this machine.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+HOSTS = 4
+METHODS = ("allreduce", "complete", "ring", "exp", "alternating-exp-ring")
+WIRES = ("fp32", "bf16")
+TIMEOUT_S = 1200
+CONGESTION_CONTROLS = ("cubic", "reno")
+"""Of the hosts' TCP: the first that this machine lets us choose. A cluster's is cubic, Linux's default. Some machines
+have bbr instead, which takes seconds to fill a link again whose other flow has ended, as at each change of peers."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: a method, its messages, and whether one worker in each step takes twice as long to compute."""
+
+    method: str
+    wire: str
+    straggler: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out; times in seconds per step, means over workers."""
+
+    case: Case
+    rate_mbit: int
+    step_s: float
+    wait_s: float
+    """Of the averaging; 0 for DDP, which does not say."""
+    sent_mb: float
+    """10^6 bytes that a worker sent in a step, by the counter of its network interface."""
+    limit_s: float
+    """max(compute, bytes / bandwidth), with the bytes of the values alone."""
+
+
+class Network:
+    """Hosts and their switch: namespaces named after this process."""
+
+    def __init__(self) -> None:
+        self.hosts = [f"imgnet-{os.getpid()}-{number}" for number in range(HOSTS)]
+        self.switch = f"imgnet-{os.getpid()}-switch"
+        self.congestion_control = ""
+
+    def __enter__(self) -> "Network":
+        """Make the namespaces and their links."""
+        try:
+            for name in [*self.hosts, self.switch]:
+                _ip("netns", "add", name)
+                _ip("-n", name, "link", "set", "lo", "up")
+            _ip("-n", self.switch, "link", "add", "bridge", "type", "bridge")
+            _ip("-n", self.switch, "link", "set", "bridge", "up")
+            for number, host in enumerate(self.hosts):
+                self._connect(host, number)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _connect(self, host: str, number: int) -> None:
+        port = f"port{number}"
+        _ip("link", "add", "eth", "netns", host, "type", "veth", "peer", "name", port, "netns", self.switch)
+        _ip("-n", self.switch, "link", "set", port, "master", "bridge", "up")
+        _ip("-n", host, "addr", "add", f"{address(number)}/24", "dev", "eth")
+        _ip("-n", host, "link", "set", "eth", "up")
+        self.congestion_control = _choose_congestion_control(host)
+
+    def limit(self, rate_mbit: int) -> None:
+        """Let each host send, and receive, at this rate at most."""
+        burst = max(64_000, rate_mbit * 1_000_000 // 8 // 500)  # 2 ms, and at least one of the kernel's large segments
+        shape = ["root", "tbf", "rate", f"{rate_mbit}mbit", "burst", str(burst), "latency", "100ms"]
+        for number, host in enumerate(self.hosts):
+            _tc(host, "qdisc", "replace", "dev", "eth", *shape)
+            _tc(self.switch, "qdisc", "replace", "dev", f"port{number}", *shape)
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the namespaces, and with them all that is in them."""
+        for name in [*self.hosts, self.switch]:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _choose_congestion_control(host: str) -> str:
+    key = "net.ipv4.tcp_congestion_control"
+    for name in CONGESTION_CONTROLS:
+        command = ["ip", "netns", "exec", host, "sysctl", "-qw", f"{key}={name}"]
+        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            return name
+    return Path(f"/proc/sys/{key.replace('.', '/')}").read_text(encoding="ascii").strip()
+
+
+def address(host: int) -> str:
+    """Of a host, in its namespaces only."""
+    return f"10.77.0.{host + 1}"
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def _tc(namespace: str, *arguments: str) -> None:
+    subprocess.run(["tc", "-n", namespace, *arguments], check=True)
+
+
+@app.command()
+def main(
+    rates: Annotated[list[int], typer.Option("--rate", help="Mbit/s of each link.")] = [1000, 400, 200],  # noqa: B006
+    steps: Annotated[int, typer.Option(help="Measured steps of each case, after two that are not.")] = 6,
+    compute_s: Annotated[float, typer.Option(help="Time of a forward and a backward pass.")] = 0.5,
+    methods: Annotated[str, typer.Option(help="Which, with commas.")] = ",".join(METHODS),
+    out: Annotated[Path | None, typer.Option(help="Results as JSON lines.")] = None,
+) -> None:
+    """Measure every method at every rate, and print the tables."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # the network is removed then, too
+    if os.geteuid() != 0:
+        raise typer.BadParameter("network namespaces need root")
+    plain = [Case(method, wire, straggler=False) for method, wire in product(methods.split(","), WIRES)]
+    slowed = [Case(method, "fp32", straggler=True) for method in methods.split(",")]
+    results: list[Result] = []
+    with Network() as network:
+        for rate in rates:
+            network.limit(rate)
+            cases = plain + slowed * (rate == max(rates))  # elsewhere the wire hides a slow worker
+            results += measure_on_hosts(network, cases, rate, steps, compute_s)
+            _print_table([result for result in results if result.rate_mbit == rate], rate, compute_s)
+    if out is not None:
+        out.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results), encoding="utf-8")
+
+
+def measure_on_hosts(
+    network: Network, cases: Sequence[Case], rate_mbit: int, steps: int, compute_s: float
+) -> list[Result]:
+    """Run the cases one after the other, with one worker on each host."""
+    task = json.dumps(
+        {"cases": [asdict(case) for case in cases], "rate_mbit": rate_mbit, "steps": steps, "compute_s": compute_s}
+    )
+    workers: list[subprocess.Popen[str]] = []
+    try:
+        for rank, host in enumerate(network.hosts):
+            worker = [sys.executable, "-m", "benchmarks.network_worker", str(rank), task]
+            environment = os.environ | {"GLOO_SOCKET_IFNAME": "eth", "OMP_NUM_THREADS": "1"}
+            command = ["ip", "netns", "exec", host, *worker]
+            workers.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        printed, _ = workers[0].communicate(timeout=TIMEOUT_S)
+        if any(worker.wait(timeout=60) for worker in workers):
+            raise RuntimeError("a worker failed; its traceback is above")
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    rows = [json.loads(line) for line in printed.splitlines()]
+    return [Result(**(row | {"case": Case(**row["case"])})) for row in rows]
+
+
+def _print_table(results: Sequence[Result], rate_mbit: int, compute_s: float) -> None:
+    table = Table(box=box.SIMPLE_HEAD, title=f"{rate_mbit} Mbit/s, {compute_s} s of computation", title_style="")
+    for column in ("method", "wire", "slow worker", "s/step", "waits s", "sent MB", "limit s", "/ limit", "DDP / it"):
+        table.add_column(column, justify="left" if column in ("method", "wire") else "right")
+    for result in results:
+        case = result.case
+        ddp = [other for other in results if other.case == Case("allreduce", "fp32", case.straggler)]
+        table.add_row(
+            "DDP" if case.method == "allreduce" else case.method,
+            case.wire,
+            "yes" if case.straggler else "",
+            f"{result.step_s:.2f}",
+            f"{result.wait_s:.2f}",
+            f"{result.sent_mb:.0f}",
+            f"{result.limit_s:.2f}",
+            f"{result.step_s / result.limit_s:.2f}",
+            f"{ddp[0].step_s / result.step_s:.2f}" if ddp else "-",
+        )
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,191 @@
+"""One host's worker of ``benchmarks.network``: runs every case, and prints a line for each on rank 0."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torchvision.models import resnet50
+
+from benchmarks.network import HOSTS, Case, Result, address
+from imgnet.config import SgdConfig, WireDtype
+from imgnet.optim.factory import build_optimizer
+from imgnet.optim.loss_scale import LossScaler
+from imgnet.parallel.allreduce import AllReduce
+from imgnet.parallel.collectives import sum_over_workers
+from imgnet.parallel.decentralized import Decentralized
+from imgnet.parallel.strategy import Strategy
+from imgnet.parallel.topology import Schedule, build_topology, bytes_per_step
+from imgnet.runtime import Runtime
+
+PORT = 29_500
+WORKERS_PER_NODE = 2
+WARM_UP_STEPS = 2
+SHARE_OF_FORWARD = 1 / 3
+BUCKET_MB = 25
+NUM_PARAMETERS = 25_557_032
+WIDTHS = {"fp32": 4, "bf16": 2}
+SGD = SgdConfig(name="sgd", lr=1e-3, weight_decay=3e-5, momentum=0.9)
+
+
+class Pace:
+    """How long a layer computes: seconds of a whole pass, split evenly.
+
+    A pause that a busy machine ends late shortens the next ones, as an accelerator goes on while its host is late.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.num_layers = num_layers
+        self.compute_s = 0.0
+        self._late_s = 0.0
+
+    def forward(self) -> None:
+        """Pause for one layer's forward pass."""
+        self._pause(self.compute_s * SHARE_OF_FORWARD / self.num_layers)
+
+    def backward(self) -> None:
+        """Pause for one layer's backward pass."""
+        self._pause(self.compute_s * (1 - SHARE_OF_FORWARD) / self.num_layers)
+
+    def _pause(self, seconds: float) -> None:
+        start = time.perf_counter()
+        if seconds > self._late_s:
+            time.sleep(seconds - self._late_s)
+        self._late_s = max(0.0, self._late_s + time.perf_counter() - start - seconds)
+
+
+class _PacedLayer(torch.autograd.Function):
+    """A layer that takes its time, hands its input on, and has small gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, pace: Pace, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.pace = pace
+        ctx.save_for_backward(*parameters)
+        pace.forward()
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.pace.backward()
+        return None, grads[0], *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
+
+
+class PacedResNet50(nn.Module):
+    """The parameters of ResNet-50, layer by layer; a stated time instead of a computation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            shapes = [[p.shape for p in layer.parameters(recurse=False)] for layer in resnet50().modules()]
+        layers = [[nn.Parameter(0.05 * torch.randn(shape)) for shape in layer] for layer in shapes if layer]
+        self.layers: Any = nn.ModuleList(nn.ParameterList(layer) for layer in layers)
+        self.pace = Pace(len(layers))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """A scalar."""
+        x = images.mean()
+        for layer in self.layers:
+            x = _PacedLayer.apply(self.pace, x, *layer)
+        return x
+
+
+def objective(module: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """The loss, which nobody looks at."""
+    return module(images) + 0 * targets.sum()
+
+
+def make_strategy(case: Case, module: nn.Module, runtime: Runtime) -> Strategy:
+    """What the case is about, on new parameters."""
+    common = {
+        "num_accumulation_steps": 1,
+        "max_grad_norm": None,
+        "scaler": LossScaler(runtime.device, enabled=False),
+        "bucket_mb": BUCKET_MB,
+    }
+    if case.method == "allreduce":
+        strategy = AllReduce(module, objective, lambda named: build_optimizer(named, SGD), runtime, **common)
+        if case.wire == "bf16":
+            strategy._parallel.register_comm_hook(None, bf16_compress_hook)  # for comparison; no run can ask for it
+        return strategy
+    schedule = Schedule.constant(build_topology(case.method, HOSTS, WORKERS_PER_NODE))
+    wire = WireDtype(case.wire)
+    make = lambda named: build_optimizer(named, SGD)  # noqa: E731
+    return Decentralized(module, objective, make, schedule, runtime, wire_dtype=wire, **common)
+
+
+def limit_s(case: Case, rate_mbit: int, compute_s: float) -> float:
+    """max(compute, bytes / bandwidth) of a step; the busiest worker of each round counts. Headers are left out."""
+    name = "complete" if case.method == "allreduce" else case.method
+    topology = build_topology(name, HOSTS, WORKERS_PER_NODE)
+    longest = []
+    for round_ in topology.rounds:
+        sent = bytes_per_step([round_], HOSTS, WORKERS_PER_NODE, NUM_PARAMETERS, WIDTHS[case.wire])
+        longest.append((sent.within_node + sent.between_nodes).max())
+    wire_s = sum(longest) / len(longest) * 8 / (rate_mbit * 1e6)
+    return max(compute_s, wire_s)
+
+
+def measure(case: Case, runtime: Runtime, task: dict[str, Any]) -> Result:
+    """Steps of one case. Collective."""
+    torch.manual_seed(0)
+    module = PacedResNet50()
+    strategy = make_strategy(case, module, runtime)
+    draw = Random(1)  # noqa: S311  (which worker is slow)
+    images, targets = torch.zeros(1, 3, 8, 8), torch.zeros(1)
+
+    def step() -> None:
+        slow = case.straggler and draw.randrange(HOSTS) == runtime.rank
+        module.pace.compute_s = task["compute_s"] * (2 if slow else 1)
+        strategy.step(images, targets, SGD.lr)
+
+    for _ in range(WARM_UP_STEPS):
+        step()
+    strategy.communication_wait_s()  # no barrier: it would let messages arrive that nobody is charged for
+    sent_before, start = _bytes_sent(), time.perf_counter()
+    for _ in range(task["steps"]):
+        step()
+    seconds, sent = time.perf_counter() - start, _bytes_sent() - sent_before
+    measured = [seconds, strategy.communication_wait_s(), sent / 1e6]
+    if isinstance(strategy, Decentralized):
+        for averaging in strategy._mixer.averagings:  # nothing may be under way when the next case begins
+            averaging.settle()
+    means = [total / HOSTS / task["steps"] for total in sum_over_workers(measured, runtime.device)]
+    rate = task["rate_mbit"]
+    return Result(case, rate, *means, limit_s=limit_s(case, rate, task["compute_s"]))
+
+
+def _bytes_sent() -> int:
+    return int(Path("/sys/class/net/eth/statistics/tx_bytes").read_text(encoding="ascii"))
+
+
+@contextmanager
+def joined(rank: int) -> Iterator[Runtime]:
+    """The process group of the four hosts."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://{address(0)}:{PORT}", rank=rank, world_size=HOSTS)
+    yield Runtime(rank, HOSTS, rank % WORKERS_PER_NODE, WORKERS_PER_NODE, torch.device("cpu"), 1)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Run the cases that the second argument lists, as the rank that the first one names."""
+    rank, task = int(sys.argv[1]), json.loads(sys.argv[2])
+    with joined(rank) as runtime:
+        for written in task["cases"]:
+            result = measure(Case(**written), runtime, task)
+            if runtime.is_main:
+                print(json.dumps(asdict(result)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What `imgnet status` shows: one row for each run, and under the failed ones their first line of error."""
+
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from imgnet.launch.observe import Observed
+from imgnet.results.table import display_path, distinct_names
+from imgnet.rundir import read_json
+
+
+def status_table(seen: Sequence[Observed]) -> Group:
+    """A table of runs, and the errors of those that failed."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("run", "overrides", "job", "state"):
+        table.add_column(column, overflow="fold")
+    for column in ("epoch", "top-1 %", "left"):
+        table.add_column(column, justify="right")
+    for one, name in zip(seen, _names(seen), strict=True):
+        table.add_row(display_path(one.run_dir), name, one.job_id or "-", _state(one), *_progress(one))
+    return Group(table, *(Text(error_of(one)) for one in seen if one.status == "failed"))
+
+
+def _names(seen: Sequence[Observed]) -> list[str]:
+    """What was typed for each run, as far as they differ in it."""
+    return [" ".join(seen[0].run.get("overrides", []))] if len(seen) == 1 else distinct_names([s.run_dir for s in seen])
+
+
+def show_status(seen: Sequence[Observed], console: Console | None = None) -> None:
+    """Print the table."""
+    console = console or Console()
+    if not console.is_terminal:  # rich would assume 80 columns and cut words; a log or a pipe has no width
+        console = Console(width=200, file=console.file)
+    console.print(status_table(seen), soft_wrap=True)
+
+
+def error_of(one: Observed) -> str:
+    """The first line of a failed run's error, and where to read on."""
+    first = (str(one.run.get("error") or "no error was written").splitlines() or [""])[0]
+    return f"{display_path(one.run_dir)}: {first}; log: {display_path(log_of(one.run_dir))}"
+
+
+def log_of(run_dir: Path, rank: int | None = None) -> Path:
+    """The file to read first: the job's output, or rank 0's log for a run on this machine."""
+    if rank is None and (run_dir / "submission.json").is_file():
+        return run_dir / "logs" / "slurm.log"
+    return run_dir / "logs" / f"rank_{rank or 0}.log"
+
+
+def describe(one: Observed) -> str:
+    """One line about a run, which changes when its state or its epoch does."""
+    epoch, acc1, _ = _progress(one)
+    words = [display_path(one.run_dir), f"job {one.job_id}", _state(one), f"epoch {epoch}", f"top-1 {acc1} %"]
+    return "  ".join(words) if one.status != "failed" else f"{'  '.join(words)}  {one.run.get('error')}"
+
+
+def _state(one: Observed) -> str:
+    return f"{one.state} ({one.reason})" if one.reason else one.state
+
+
+def _progress(one: Observed) -> tuple[str, str, str]:
+    """Epochs done of all, the last validation top-1, and the time left."""
+    path = one.run_dir / "summary.json"
+    summary, epochs = read_json(path), _epochs(one.run_dir)
+    done, acc1 = int(summary.get("epoch", 0)), summary.get("val_acc1")
+    left = "-"
+    if done and not one.is_over:
+        each = (summary["train_time_s"] / done) + summary.get("eval_time_s", 0.0)
+        left = duration(max(0.0, (epochs - done) * each - (time.time() - path.stat().st_mtime)))
+    return f"{done}/{epochs}", "-" if acc1 is None else f"{acc1:.2f}", left
+
+
+@cache
+def _epochs(run_dir: Path) -> int:
+    path = run_dir / ".hydra" / "config.yaml"
+    config = OmegaConf.load(path) if path.is_file() else OmegaConf.create({"epochs": 0})
+    assert isinstance(config, DictConfig)
+    return int(config.epochs)
+
+
+def duration(seconds: float) -> str:
+    """Such as ``2:05 h``, ``12 min`` or ``40 s``."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60}:{minutes % 60:02d} h"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"

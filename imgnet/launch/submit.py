@@ -1,0 +1,141 @@
+"""From accepted runs to jobs in Slurm's queue: nothing is written before Slurm itself has accepted every one."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from imgnet import rundir
+from imgnet.config import ConfigError, SlurmConfig, plain
+from imgnet.launch import slurm
+from imgnet.launch.batch import JobArray, QueuedRun, arrays_of, batch_script, ranges
+from imgnet.launch.repeats import identity
+from imgnet.launch.snapshot import take_snapshot
+from imgnet.results.table import display_path
+
+MEMORY = "sweep.json"
+"""In a sweep's folder: ``working_dir``, and by number ``overrides`` and ``config`` of every run submitted into it."""
+
+
+def is_dry(runs: Sequence[QueuedRun]) -> bool:
+    """Whether one of the runs asks only to be shown."""
+    return any(isinstance(run.config.cluster, SlurmConfig) and run.config.cluster.dry_run for run in runs)
+
+
+def refuse_what_slurm_would(runs: Sequence[QueuedRun]) -> None:
+    """Ask Slurm about every array before anything is written.
+
+    Raises:
+        ConfigError: a line for each array that it would not take, or that there is no Slurm here.
+    """
+    if not runs:
+        return
+    if not slurm.is_here():
+        names = dict.fromkeys(run.config.cluster.name for run in runs)
+        raise ConfigError([f"cluster={name}: {slurm.NO_SBATCH}" for name in names])
+    problems = []
+    for array in _planned(runs):
+        problems += slurm.refusal(batch_script(array), array.cluster)
+    if problems:
+        raise ConfigError(problems)
+
+
+def show_plan(runs: Sequence[QueuedRun]) -> None:
+    """Print what would be queued: the script of each array, and the configuration of each run."""
+    for array in _planned(runs):
+        sys.stdout.write(f"# batch script of {_runs(array)}, cluster={array.cluster.name}\n{batch_script(array)}\n")
+    for run in runs:
+        sys.stdout.write(f"# configuration of run {run.number} {' '.join(run.overrides)}\n")
+        sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(plain(run.config))) + "\n")
+
+
+def submit(runs: Sequence[QueuedRun], folder: Path, *, code: Path) -> None:
+    """Make the run directories and queue the runs.
+
+    Args:
+        runs: accepted, each to be made in ``folder``.
+        folder: of the sweep.
+        code: the snapshot that the jobs import; made if it is not there.
+
+    Raises:
+        ConfigError: Slurm refused an array after all. What was queued before is in the queue.
+    """
+    if not runs:
+        return
+    if not code.exists():
+        take_snapshot(code)
+    _remember(runs, folder)
+    for run in runs:
+        _make_run_dir(run)
+    for array in arrays_of(runs, code, Path.cwd()):
+        script = _write_script(array, folder)
+        job_id = slurm.submit(script)
+        for run in array.runs:
+            index = f"_{run.number}" if len(array.runs) > 1 else ""
+            _note_submission(run.run_dir, job_id + index, code)
+        print(f"submitted job {job_id}: {_runs(array)} with {_resources(array.cluster)}", flush=True)
+    _show_what_next(runs)
+
+
+def _show_what_next(runs: Sequence[QueuedRun]) -> None:
+    """Print where the runs are, and how to follow them."""
+    folder = display_path(runs[0].run_dir.parent)
+    first = display_path(runs[0].run_dir)
+    where = first if len(runs) == 1 else f"{folder}/<{ranges(run.number for run in runs)}>"
+    print(f"results: {where}\nfollow:  imgnet status {folder}\n         imgnet logs {first} -f", flush=True)
+
+
+def _planned(runs: Sequence[QueuedRun]) -> list[JobArray]:
+    return arrays_of(runs, runs[0].run_dir.parent / "code", Path.cwd())
+
+
+def _runs(array: JobArray) -> str:
+    number = len(array.runs)
+    return "1 run" if number == 1 else f"{number} runs"
+
+
+def _resources(cluster: SlurmConfig) -> str:
+    kind = f" {cluster.gpu_type}" if cluster.gpu_type else ""
+    nodes = "1 node" if cluster.nodes == 1 else f"{cluster.nodes} nodes"
+    return f"{nodes} of {cluster.gpus_per_node}{kind} (cluster={cluster.name})"
+
+
+def _remember(runs: Sequence[QueuedRun], folder: Path) -> None:
+    """Note the runs in the sweep's folder, so that one whose directory is lost can be made again."""
+    known: dict[str, Any] = rundir.read_json(folder / MEMORY).get("runs", {})
+    for run in runs:
+        known[str(run.number)] = {"overrides": run.overrides, "config": plain(run.config)}
+    text = json.dumps({"working_dir": str(Path.cwd()), "runs": known}, indent=1)
+    rundir.write_atomically(folder / MEMORY, text + "\n")
+
+
+def _make_run_dir(run: QueuedRun) -> None:
+    cluster = run.config.cluster
+    assert isinstance(cluster, SlurmConfig)
+    rundir.create(
+        run.run_dir,
+        OmegaConf.create(plain(run.config)),
+        None,
+        overrides=run.overrides,
+        seed=run.config.seed,
+        world_size=cluster.nodes * cluster.gpus_per_node,
+        identity=identity(run.config),
+        status="queued",
+    )
+
+
+def _write_script(array: JobArray, folder: Path) -> Path:
+    scripts = folder / "slurm"
+    scripts.mkdir(exist_ok=True)
+    path = scripts / f"{len(list(scripts.iterdir())) + 1}.sh"
+    rundir.write_atomically(path, batch_script(array))
+    return path
+
+
+def _note_submission(run_dir: Path, job_id: str, code: Path) -> None:
+    # A file of its own: the job may have begun, and write run.json at the same moment.
+    note = {"slurm_job_id": job_id, "submitted": rundir.now(), "code": str(code)}
+    rundir.write_atomically(run_dir / "submission.json", json.dumps(note, indent=2) + "\n")

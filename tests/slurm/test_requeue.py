@@ -1,0 +1,105 @@
+"""A run that Slurm ends comes back by itself, and ends with the same bits as one that was left alone."""
+
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from imgnet.checkpoint.folder import read_worker
+from imgnet.checkpoint.manifest import read_manifest, steps_of
+from tests.distributed.test_resume import TIMES, assert_equal
+from tests.slurm.conftest import User, job_id, run_json, wait_until
+
+pytestmark = pytest.mark.slurm
+NUM_EPOCHS = 60
+RUN = ("+experiments=quickstart", f"epochs={NUM_EPOCHS}", "cluster=4xA40", "checkpoint.every_min=0.05")
+
+
+def submit(user: User, *more: str) -> Path:
+    before = set(user.runs())
+    submitted = user.run_py(*RUN, *more)
+    assert submitted.returncode == 0, submitted.stderr
+    (run_dir,) = set(user.runs()) - before
+    return run_dir
+
+
+def wait_for_epoch(run_dir: Path, epoch: int) -> None:
+    def there() -> bool:
+        file = run_dir / "metrics.csv"
+        return file.exists() and len(file.read_text().splitlines()) > epoch
+
+    wait_until(there, f"epoch {epoch}")
+
+
+def wait_for_completion(run_dir: Path) -> None:
+    wait_until(lambda: run_json(run_dir)["status"] == "completed", f"{run_dir} completes", timeout_s=170)
+
+
+def assert_equal_runs(found: Path, wanted: Path) -> None:
+    folders = [steps_of(run / "checkpoints")[0] for run in (found, wanted)]
+    assert read_manifest(folders[0]).step == read_manifest(folders[1]).step
+    for rank in range(4):
+        states = [read_worker(folder, rank) for folder in folders]
+        for state in states:
+            state["progress"].pop("train_time_s")
+        assert_equal(*states, f"rank {rank}")
+    rows = [pd.read_csv(run / "metrics.csv").drop(columns=TIMES) for run in (found, wanted)]
+    pd.testing.assert_frame_equal(*rows, check_exact=True)
+    assert len(rows[0]) == NUM_EPOCHS
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, Path]:
+    """The run that the others are compared with, made by the first test that needs it."""
+    return {}
+
+
+def reference(user: User, undisturbed: dict[str, Path]) -> Path:
+    if "run" not in undisturbed:
+        undisturbed["run"] = submit(user)
+        wait_for_completion(undisturbed["run"])
+    return undisturbed["run"]
+
+
+def disturb_usr2(user: User, run_dir: Path) -> None:
+    user.slurm.ask("scancel", "--signal=USR2", job_id(run_dir))
+
+
+def disturb_requeue(user: User, run_dir: Path) -> None:
+    user.slurm.ask("scontrol", "requeue", job_id(run_dir))
+
+
+def disturb_node(user: User, run_dir: Path) -> None:
+    (node,) = run_json(run_dir)["hosts"]
+    user.slurm.kill_node(node)
+    wait_until(
+        lambda: user.slurm.ask("sinfo", "-h", "-n", node, "-o", "%T").strip("*\n ") == "down", "the node is down"
+    )
+    user.slurm.start_node(node)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("disturb", [disturb_usr2, disturb_requeue, disturb_node])
+def test_a_disturbed_job_comes_back_and_equals_the_undisturbed(
+    disturb: object, user: User, undisturbed: dict[str, Path]
+) -> None:
+    wanted = reference(user, undisturbed)
+    run_dir = submit(user, "skip_completed=false")
+    wait_for_epoch(run_dir, 5)
+    disturb(user, run_dir)  # type: ignore[operator]
+    wait_for_completion(run_dir)
+    assert any("every worker goes on exactly" in line for line in run_json(run_dir)["resumed"])
+    assert_equal_runs(run_dir, wanted)
+
+
+@pytest.mark.timeout(600)
+def test_the_time_limit_does_not_lose_a_run(user: User) -> None:
+    run_dir = submit(user, "epochs=400", "cluster.timeout_min=2", "cluster.notice_min=1")
+    start = time.monotonic()
+    wait_until(lambda: run_json(run_dir).get("requeues") == 1, "Slurm's notice", timeout_s=170)
+    assert time.monotonic() - start < 150
+    wait_until(lambda: "resumed" in run_json(run_dir), "it goes on", timeout_s=120)
+    (line,) = run_json(run_dir)["resumed"]
+    assert "every worker goes on exactly" in line
+    user.slurm.ask("scancel", job_id(run_dir))

@@ -1,0 +1,294 @@
+"""Submission without a Slurm: scripts, arrays, snapshots, cores, and what is made of Slurm's answers."""
+
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from imgnet import rundir
+from imgnet.config import RunConfig, SlurmConfig, parse, parse_saved, plain
+from imgnet.launch import slurm
+from imgnet.launch.batch import QueuedRun, arrays_of, batch_script, problems, ranges
+from imgnet.launch.cores import parse_core_list, share_of_cores
+from imgnet.launch.observe import observe
+from imgnet.launch.repeats import identity
+from imgnet.launch.slurm import JobState
+from imgnet.launch.snapshot import take_snapshot
+from imgnet.launch.status import duration, show_status
+from tests.commands import ROOT, run_py
+
+
+def composed(*overrides: str) -> RunConfig:
+    from imgnet.config import register_schemas
+
+    register_schemas()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return parse(compose("config", ["+experiments=quickstart", *overrides]))
+
+
+def queued(*choices: Sequence[str], folder: Path = Path("/runs")) -> list[QueuedRun]:
+    return [
+        QueuedRun(number, composed(*overrides), list(overrides), folder / str(number))
+        for number, overrides in enumerate(choices)
+    ]
+
+
+def script_of(*choices: Sequence[str], folder: Path = Path("/runs"), **changes: object) -> str:
+    runs = queued(*choices, folder=folder)
+    for number, run in enumerate(runs):
+        assert isinstance(run.config.cluster, SlurmConfig)
+        runs[number] = replace(run, config=replace(run.config, cluster=replace(run.config.cluster, **changes)))
+    (array,) = arrays_of(runs, folder / "code", Path("/work dir"))
+    return batch_script(array)
+
+
+def test_runs_of_equal_resources_are_one_array() -> None:
+    runs = queued(
+        ["seed=1", "cluster=4xA40"],
+        ["seed=1", "cluster=8xA40"],
+        ["seed=2", "cluster=4xA40"],
+        ["seed=2", "cluster=8xA40"],
+    )
+    arrays = arrays_of(runs, Path("/code"), Path("/here"))
+    assert [[run.number for run in array.runs] for array in arrays] == [[0, 2], [1, 3]]
+    assert "#SBATCH --array=0,2\n" in batch_script(arrays[0])
+    assert "#SBATCH --nodes=2\n" in batch_script(arrays[1])
+
+
+def test_script_asks_for_what_the_preset_says() -> None:
+    script = script_of(["cluster=32xT4"], mem_gb=100, partition="gpu", account="me", max_parallel=3)
+    options = {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")}
+    assert {
+        "--nodes=4",
+        "--ntasks-per-node=1",
+        "--gres=gpu:T4:8",
+        "--cpus-per-task=32",
+        "--time=720",
+        "--mem=95367M",
+        "--partition=gpu",
+        "--account=me",
+        "--output=/runs/0/logs/slurm.log",
+        "--requeue",
+        "--signal=USR2@120",
+    } <= options
+    assert not any(option.startswith("--array") for option in options)
+    assert "export NCCL_SOCKET_IFNAME=ib0\n" in script
+    assert "--kill-on-bad-exit=1" in script
+
+
+def test_every_run_of_an_array_has_its_own_directory_and_log() -> None:
+    script = script_of(
+        ["seed=1", "cluster=4xA40"], ["seed=2", "cluster=4xA40"], folder=Path("/a b/100%"), max_parallel=1
+    )
+    assert "#SBATCH --array=0-1%1\n" in script
+    assert "#SBATCH --output='/a b/100%%/%a/logs/slurm.log'\n" in script
+    assert "run='/a b/100%'/\"$SLURM_ARRAY_TASK_ID\"\n" in script
+
+
+@given(st.text(st.characters(exclude_characters="\0\n\r", exclude_categories=["Cs"]), min_size=1, max_size=20))
+def test_values_reach_the_shell_as_they_were(value: str) -> None:
+    array = arrays_of(ONE_RUN, Path("/code"), Path("/here"))[0]
+    script = batch_script(
+        replace(array, cluster=replace(array.cluster, env={"SAID": value}, srun=["--comment", value]))
+    )
+    export = next(line for line in script.split("\n") if line.startswith("export SAID="))
+    assert shlex.split(export) == ["export", f"SAID={value}"]
+    srun = script.partition("  srun ")[2].partition(" \\\n")[0]
+    assert shlex.split(srun)[-2:] == ["--comment", value]
+
+
+ONE_RUN = queued(["cluster=4xA40"])
+
+
+def test_script_is_shell_and_dry_run_prints_it(tmp_path: Path) -> None:
+    done = run_py(
+        "+experiments=quickstart",
+        "cluster=4xA40,8xA40",
+        "cluster.dry_run=true",
+        "cluster.setup=[module load cuda]",
+        "+cluster.sbatch.qos=high",
+        "+cluster.sbatch.exclusive=''",
+        cwd=tmp_path,
+        PATH="/usr/bin:/bin",
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+    first, second = done.stdout.partition("# configuration of run")[0].split("# batch script of ")[1:]
+    assert "#SBATCH --qos=high\n#SBATCH --exclusive\n" in first
+    assert "\nmodule load cuda\n" in first
+    assert "cluster=8xA40" in second.splitlines()[0]
+    assert done.stdout.count("\ncluster:\n") == 2
+    script = first.split("\n", 1)[1]
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_free_parts_of_a_cluster_are_checked() -> None:
+    (run,) = ONE_RUN
+    assert isinstance(run.config.cluster, SlurmConfig)
+    bad = replace(run.config.cluster, env={"A B": "1"}, sbatch={"Q": "1", "array": "0-3"}, constraint="a\nb")
+    assert problems(bad) == [
+        "cluster.env.A B: no name of a variable",
+        "cluster.sbatch.Q: no long name of an sbatch option (such as qos or mail-type)",
+        "cluster.sbatch.array is set by this package; remove it",
+        "cluster.constraint='a\\nb': must be one line",
+    ]
+
+
+@given(st.sets(st.integers(0, 60), min_size=1))
+def test_ranges_name_every_number_once(numbers: set[int]) -> None:
+    assert parse_core_list(ranges(numbers)) == numbers
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.data())
+def test_cores_are_shared_evenly_and_nearest_first(cores: int, workers: int, data: st.DataObject) -> None:
+    near = [data.draw(st.sets(st.integers(0, cores - 1))) for _ in range(workers)]
+    shares = share_of_cores(set(range(cores)), near)
+    if cores < workers:
+        assert shares == [set(range(cores))] * workers
+        return
+    assert {len(share) for share in shares} == {cores // workers}
+    assert sum(map(len, shares)) == len(set().union(*shares))
+    assert near[0] <= shares[0] or shares[0] <= near[0]
+
+
+def test_two_sockets_are_shared_by_their_own_gpus() -> None:
+    assert share_of_cores(set(range(8)), [{4, 5, 6, 7}, {0, 1, 2, 3}]) == [{4, 5, 6, 7}, {0, 1, 2, 3}]
+
+
+@pytest.mark.parametrize("cluster", ["local", "4xA40", "64xT4", "16xA100"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "accum_adam"])
+def test_configuration_is_read_back_as_it_was(cluster: str, optimizer: str) -> None:
+    from omegaconf import OmegaConf
+
+    config = composed(f"cluster={cluster}", f"optimizer={optimizer}", "topology=allreduce")
+    assert parse_saved(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(plain(config))))) == config
+
+
+def test_same_result_is_the_same_run() -> None:
+    run = identity(composed("cluster=4xA40"))
+    assert identity(composed("cluster=4xA40", "cluster.partition=x", "tracking.project=y", "cluster.wait=true")) == run
+    for change in ("seed=2", "cluster=8xA40", "optimizer.lr=1", "name=other", "cluster.gpu_type=A100"):
+        assert identity(composed("cluster=4xA40", change)) != run, change
+
+
+def test_snapshot_is_the_tracked_files_as_they_are(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("pkg/__init__.py", "pkg/deep/mod.py", "conf/a.yaml", "gone.py", "secret.env"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("old")
+    subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
+    subprocess.run(["git", "add", "pkg", "conf", "gone.py"], cwd=checkout, check=True)
+    (checkout / "conf/a.yaml").write_text("edited")
+    (checkout / "pkg/new.py").write_text("new")
+    (checkout / "gone.py").unlink()
+    take_snapshot(tmp_path / "code", checkout / "pkg")
+    files = {str(path.relative_to(tmp_path / "code")) for path in (tmp_path / "code").rglob("*") if path.is_file()}
+    assert files == {"pkg/__init__.py", "pkg/deep/mod.py", "pkg/new.py", "conf/a.yaml"}
+    assert (tmp_path / "code/conf/a.yaml").read_text() == "edited"
+
+
+def test_snapshot_without_git_is_the_package(tmp_path: Path) -> None:
+    (tmp_path / "site/pkg/__pycache__").mkdir(parents=True)
+    (tmp_path / "site/pkg/__init__.py").touch()
+    (tmp_path / "site/other.py").touch()
+    take_snapshot(tmp_path / "code", tmp_path / "site/pkg")
+    assert [path.name for path in (tmp_path / "code").rglob("*")] == ["pkg", "__init__.py"]
+
+
+SQUEUE = """\
+12|0|RUNNING|None
+12|3|PENDING|Resources
+13|N/A|CANCELLED|None
+14|N/A|FAILED|NonZeroExitCode
+"""
+
+
+def _answers(monkeypatch: pytest.MonkeyPatch, **answers: str) -> None:
+    def run(command: list[str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        known = command[0] in answers
+        return subprocess.CompletedProcess(command, 0 if known else 1, answers.get(command[0], ""), "no answer")
+
+    monkeypatch.setattr(slurm, "_run", run)
+
+
+def test_states_from_queue_and_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
+    _answers(monkeypatch, squeue=SQUEUE, sacct="9|CANCELLED by 1000\n10|COMPLETED\n")
+    states = slurm.job_states(["12_0", "12_3", "13_7", "9", "10", "99"])
+    assert states == {
+        "12_0": JobState("RUNNING"),
+        "12_3": JobState("PENDING", "Resources"),
+        "13_7": JobState("CANCELLED"),
+        "9": JobState("CANCELLED"),
+        "10": JobState("COMPLETED"),
+    }
+    _answers(monkeypatch, squeue=SQUEUE)
+    assert slurm.job_states(["14", "99"]) == {"14": JobState("FAILED", "NonZeroExitCode")}
+    _answers(monkeypatch)
+    with pytest.raises(slurm.NoAnswerError):
+        slurm.job_states(["12_0"])
+
+
+def _run_dir(folder: Path, status: str, job_id: str | None = None, **entries: object) -> Path:
+    (folder / "logs").mkdir(parents=True)
+    rundir.write_run(folder, status=status, world_size=8, overrides=[folder.name], **entries)
+    if job_id:
+        rundir.write_atomically(folder / "submission.json", f'{{"slurm_job_id": "{job_id}"}}')
+    return folder
+
+
+def test_status_is_made_of_files_and_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _answers(monkeypatch, squeue=SQUEUE + "20|N/A|NODE_FAIL|NodeDown\n")
+    runs = [
+        _run_dir(tmp_path / "done", "completed", "1"),
+        _run_dir(tmp_path / "runs", "running", "12_0"),
+        _run_dir(tmp_path / "waits", "queued", "12_3"),
+        _run_dir(tmp_path / "node", "running", "20"),
+        _run_dir(tmp_path / "lost", "running", "77"),
+        _run_dir(tmp_path / "here", "running"),
+    ]
+    seen = {one.run_dir.name: (one.status, one.state) for one in observe(runs)}
+    assert seen == {
+        "done": ("completed", "completed"),
+        "runs": ("running", "RUNNING"),
+        "waits": ("queued", "PENDING"),
+        "node": ("failed", "NODE_FAIL"),
+        "lost": ("failed", "failed"),
+        "here": ("running", "running"),
+    }
+    assert rundir.read_json(tmp_path / "node/run.json")["error"] == "Slurm lost a node"
+    assert "does not know the job any more" in rundir.read_json(tmp_path / "lost/run.json")["error"]
+
+
+def test_nothing_is_settled_while_slurm_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _answers(monkeypatch)
+    (one,) = observe([_run_dir(tmp_path / "runs", "running", "12_0")])
+    assert (one.status, one.state) == ("running", "running")
+
+
+def test_status_shows_progress_time_left_and_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _answers(monkeypatch, squeue=SQUEUE)
+    runs = [
+        _run_dir(tmp_path / "a", "running", "12_0"),
+        _run_dir(tmp_path / "b", "failed", "5", error="rank 3 failed\nmore"),
+    ]
+    (runs[0] / ".hydra").mkdir()
+    (runs[0] / ".hydra" / "config.yaml").write_text("epochs: 90\n")
+    rundir.write_summary(runs[0], {"epoch": 30, "val_acc1": 61.234, "train_time_s": 3600.0, "eval_time_s": 10.0})
+    with (tmp_path / "out.txt").open("w") as out:
+        show_status(observe(runs), Console(file=out))
+    text = (tmp_path / "out.txt").read_text()
+    assert "30/90" in text
+    assert "61.23" in text
+    assert "2:10 h" in text
+    assert f"{runs[1]}: rank 3 failed; log: {runs[1]}/logs/slurm.log" in text
+
+
+def test_durations() -> None:
+    assert [duration(seconds) for seconds in (7, 130, 7500)] == ["7 s", "2 min", "2:05 h"]

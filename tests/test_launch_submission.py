@@ -1,0 +1,216 @@
+"""The way of a run through Slurm's hands and back, with stand-ins for its commands; ``tests/slurm`` has a real one."""
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from typer.testing import CliRunner
+
+from imgnet import rundir
+from imgnet.cli import app
+from imgnet.config import RunConfig, plain
+from imgnet.launch import job
+from imgnet.rundir import ExitRecord
+from tests.commands import ROOT, environment, run_py
+from tests.slurm.private import free_ports
+from tests.test_launch_slurm import composed
+
+SBATCH = '#!/bin/sh\ncase "$*" in *--test-only*) exit 0;; esac\necho 7\n'
+
+
+@pytest.fixture
+def bin_dir(tmp_path: Path) -> Path:
+    """A folder of commands: an sbatch that takes everything, and a squeue that shows what stands in ``queue``."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {
+        "sbatch": SBATCH,
+        "squeue": f"#!/bin/sh\ncat '{folder}/queue'\n",
+        "scancel": f"#!/bin/sh\necho \"$@\" >> '{folder}/cancelled'\n",
+    }.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (folder / "queue").touch()
+    return folder
+
+
+@pytest.fixture
+def work(tmp_path: Path, bin_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder, which the test is in, with the stand-ins on the path."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", f"{bin_dir}:/usr/bin:/bin")
+    return folder
+
+
+def _submit(work: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return run_py("+experiments=quickstart", *overrides, cwd=work)
+
+
+def _runs(work: Path) -> list[Path]:
+    return sorted(file.parent for file in work.glob("multirun_outputs/*/*/*/run.json"))
+
+
+def test_sweep_is_queued_skipped_lost_and_resubmitted(work: Path, bin_dir: Path) -> None:
+    done = _submit(work, "seed=1,2", "cluster=4xA40")
+    assert done.returncode == 0, done.stderr
+    assert "submitted job 7: 2 runs with 1 node of 4 A40 (cluster=4xA40)" in done.stdout
+    first, second = _runs(work)
+    assert rundir.read_json(first / "run.json")["status"] == "queued"
+    assert rundir.read_json(first / "run.json")["command"] == [
+        "run.py",
+        "+experiments=quickstart",
+        "seed=1,2",
+        "cluster=4xA40",
+    ]
+    assert rundir.read_json(second / "submission.json")["slurm_job_id"] == "7_1"
+    assert (first.parent / "code/imgnet/train.py").is_file()
+
+    (bin_dir / "queue").write_text("7|0|RUNNING|None\n7|1|PENDING|Priority\n")
+    again = _submit(work, "seed=1,2", "cluster=4xA40")
+    assert again.stdout.count("skipped, on its way") == 2
+    shown = CliRunner().invoke(app, ["status"])
+    assert "RUNNING" in shown.stdout
+    assert "PENDING (Priority)" in shown.stdout
+    cancelled = CliRunner().invoke(app, ["cancel", str(first.parent)])
+    assert cancelled.exit_code == 0
+    assert (bin_dir / "cancelled").read_text() == "7_0 7_1\n"
+
+    rundir.finish(first, "completed")
+    rundir.write_summary(first, {"val_acc1": 90.0})
+    (bin_dir / "queue").write_text("")  # Slurm has forgotten the job, and the second run left no word
+    again = CliRunner().invoke(app, ["resubmit", str(first.parent)])
+    assert again.exit_code == 0, again.output
+    assert "submitted job 7: 1 run with" in again.output
+    assert rundir.read_json(second / "submission.json")["slurm_job_id"] == "7"
+    assert (first.parent / "code-2").is_dir()
+    rundir.finish(second, "completed")
+    rundir.write_summary(second, {"val_acc1": 91.0})
+    assert "nothing to submit" in CliRunner().invoke(app, ["resubmit", str(second)]).output
+
+    again = _submit(work, "seed=1,2", "cluster=4xA40", "cluster.wait=true")
+    assert again.stdout.count("skipped, completed before") == 2
+    assert len(_runs(work)) == 2
+
+
+@pytest.mark.parametrize("waits", ["cluster.wait=true", "hydra/sweeper=basic"])  # another sweeper may need results
+def test_waiting_command_tells_how_each_run_ended(work: Path, bin_dir: Path, waits: str) -> None:
+    (bin_dir / "queue").write_text("7|0|FAILED|NonZeroExitCode\n7|1|NODE_FAIL|NodeDown\n")
+    done = _submit(work, "seed=1,2", "cluster=4xA40", waits)
+    assert done.returncode == 1, done.stderr
+    _, second = _runs(work)
+    assert "2 of 2 runs failed" in done.stderr
+    assert f"{second}: " in done.stderr
+    assert "Slurm lost a node" in done.stdout
+    assert "NonZeroExitCode (Slurm: FAILED)" in done.stdout
+
+
+def test_an_array_needs_folders_named_by_number(work: Path) -> None:
+    refused = _submit(work, "cluster=4xA40", "hydra.sweep.subdir=a/${hydra:job.num}")
+    assert refused.returncode == 2
+    assert "hydra.sweep.subdir" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_tools_refuse_in_one_line(work: Path) -> None:
+    for arguments in (["status"], ["logs", "nowhere"], ["cancel", "nowhere"], ["resubmit", "nowhere"]):
+        refused = CliRunner().invoke(app, arguments)
+        assert refused.exit_code == 2, arguments
+        assert refused.stderr.count("\n") == 1, refused.stderr
+
+
+def _prepared(folder: Path, config: RunConfig) -> Path:
+    rundir.create(
+        folder,
+        OmegaConf.create(plain(config)),
+        None,
+        overrides=[],
+        seed=1,
+        world_size=config.cluster.nodes * config.cluster.gpus_per_node,  # type: ignore[attr-defined]
+        identity="",
+        status="queued",
+    )
+    return folder
+
+
+@pytest.fixture
+def in_job(monkeypatch: pytest.MonkeyPatch, work: Path) -> Path:
+    """The directory of a run whose job this process is the first of."""
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1"}.items():
+        monkeypatch.setenv(name, value)
+    return _prepared(work / "run", composed("cluster=4xA40"))
+
+
+def _python(code: str) -> list[str]:
+    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom imgnet import rundir\n{code}"]
+
+
+def test_job_writes_how_its_run_ended(in_job: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = f"__import__('pathlib').Path({str(in_job)!r})"
+    rundir.write_run(in_job, commit="as submitted")
+    assert job.main(in_job, _python(f"rundir.finish({folder}, 'completed')")) == 0
+    run = rundir.read_json(in_job / "run.json")
+    assert (run["hosts"], run["commit"], run["earlier"]) == (["n1"], "as submitted", [])
+
+    record = ExitRecord(2, "raised", time.time(), "ValueError: x", "Traceback: ...\n")
+    for rank in (0, 1, 3):
+        rundir.write_exit_record(in_job, ExitRecord(rank, "completed", time.time(), ""))
+    failing = f"rundir.write_exit_record({folder}, rundir.{record!r})\nsys.exit(3)"
+    everybody = "\n".join(
+        f"rundir.write_exit_record({folder}, rundir.ExitRecord({rank}, 'completed', 0.0, ''))" for rank in (0, 1, 3)
+    )
+    assert job.main(in_job, _python(f"{everybody}\n{failing}")) == 3
+    assert rundir.read_json(in_job / "run.json")["error"] == "rank 2 failed: ValueError: x"
+    assert "Traceback: ..." in capfd.readouterr().err
+
+    (in_job / "logs/slurm.log").write_text("ModuleNotFoundError: no module\nsrun: error: n1: task 0: Exited\n")
+    assert job.main(in_job, _python("")) == 1
+    said = "no worker started, srun ended with 0: ModuleNotFoundError: no module"
+    assert rundir.read_json(in_job / "run.json")["error"] == said
+
+
+def test_first_word_of_a_worker_stands(in_job: Path) -> None:
+    """Its thread for signals and its main thread may speak at once."""
+    words = [ExitRecord(0, how, 0.0, "x" * size) for size, how in enumerate(["raised", *["terminated"] * 20])]
+    with ThreadPoolExecutor(len(words)) as pool:
+        list(pool.map(lambda word: rundir.write_exit_record(in_job, word), words))
+    assert set(rundir.read_exit_records(in_job)) == {0}
+    rundir.write_exit_record(in_job, words[0])
+    rundir.write_exit_record(in_job, words[1])
+    assert rundir.read_exit_records(in_job)[0].how == "raised"
+
+
+def test_job_that_slurm_ends_says_why(in_job: Path, bin_dir: Path) -> None:
+    rundir.write_atomically(in_job / "submission.json", '{"slurm_job_id": "7"}')
+    (bin_dir / "queue").write_text("7|N/A|COMPLETING|TimeLimit\n")
+    ending = f"import os, signal\nos.kill({os.getpid()}, signal.SIGTERM)\nsys.exit(1)"
+    assert job.main(in_job, _python(ending)) == 1
+    assert rundir.read_json(in_job / "run.json")["error"] == "the time limit was reached (cluster.timeout_min=480)"
+
+
+def test_two_nodes_meet_and_train(work: Path, digits_root: Path) -> None:
+    small = ("max_steps=2", "cluster.gpus_per_node=1", f"data.root={digits_root}", "topology=allreduce")
+    run_dir = _prepared(work / "run", composed("cluster=8xA40", *small))
+    meeting_point, nodes = f"127.0.0.1:{free_ports(1)[0]}", []
+    for number in range(2):
+        env = environment(SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="2", SLURM_NODEID=str(number))
+        command = [sys.executable, "-m", "imgnet.launch.node", str(run_dir), meeting_point]
+        nodes.append(subprocess.Popen(command, cwd=work, env=env))
+    assert [node.wait(timeout=120) for node in nodes] == [0, 0]
+    assert rundir.read_json(run_dir / "run.json")["status"] == "completed"
+    assert {record.how for record in rundir.read_exit_records(run_dir).values()} == {"completed"}
+
+
+def test_followed_log_ends_with_the_run(work: Path, bin_dir: Path) -> None:
+    run_dir = _prepared(work / "run", composed("cluster=4xA40"))
+    rundir.write_atomically(run_dir / "submission.json", '{"slurm_job_id": "7"}')
+    (run_dir / "logs/slurm.log").write_text("epoch 1/3\n")
+    rundir.finish(run_dir, "completed")
+    assert CliRunner().invoke(app, ["logs", str(run_dir), "-f"]).output == "epoch 1/3\n"
+    assert CliRunner().invoke(app, ["logs", str(run_dir), "--rank", "3"]).exit_code == 2

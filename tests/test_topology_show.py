@@ -1,0 +1,89 @@
+"""``imgnet topology show``: what it says, what it draws, what it refuses."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from imgnet.cli import app
+from imgnet.parallel.topology import build_topology
+from imgnet.results.topologies import describe_round, deviations
+
+RING = """\
+    1/2 1/2   .   .
+    1/2 1/2   .   .
+      .   . 1/2 1/2
+      .   . 1/2 1/2
+"""
+
+
+def show(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["topology", "show", *arguments])
+    return done.exit_code, done.output
+
+
+def test_rounds_matrices_and_bytes() -> None:
+    code, text = show("ring", "--world-size", "4", "--workers-per-node", "2", "--num-parameters", "1000000")
+    assert code == 0
+    assert "ring, 4 workers on 2 nodes of 2" in text
+    assert "round 0  {0,1}  {2,3}" in text
+    assert RING in text
+    assert "never; they only come closer" not in text, "a ring of four is exact in two rounds"
+    assert [line.split() for line in text.splitlines() if line.strip().startswith(("fp32", "bf16"))] == [
+        ["fp32", "2.0", "2.0", "2.0", "2.0", "4.0"],
+        ["bf16", "1.0", "1.0", "1.0", "1.0", "2.0"],
+    ]
+
+
+def test_a_model_by_its_name() -> None:
+    code, text = show("complete", "--world-size", "4", "--model", "small_cnn")
+    assert code == 0
+    assert "(small_cnn)" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "per_node"),
+    [("exp", 64, 8), ("torus", 64, 64), ("ring", 7, 7), ("complete", 1, 1)],
+)
+def test_few_lines_and_a_picture_for_any_size(name: str, workers: int, per_node: int, tmp_path: Path) -> None:
+    png = tmp_path / "topology.png"
+    code, text = show(name, "--world-size", str(workers), "--workers-per-node", str(per_node), "--png", str(png))
+    assert code == 0
+    assert len(text.splitlines()) < 60
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["rnig", "--world-size", "4"], "topology=rnig is unknown; did you mean ring?"),
+        (["ring", "--world-size", "4", "--workers-per-node", "3"], "is not divisible by workers_per_node=3"),
+        (["ring", "--world-size", "4", "-o", "num_rows=2"], "topology=ring has no option num_rows"),
+        (["ring", "--world-size", "4", "-o", "self_weight"], "--option self_weight: write key=value"),
+        (["ring", "--world-size", "4", "--num-parameters", "0"], "--num-parameters 0: at least 1 is needed"),
+        (["ring", "--world-size", "4", "--num-parameters", "9", "--model", "resnet50"], "not both"),
+        (
+            ["ring", "--world-size", "4", "--model", "resnet5"],
+            "model.name=resnet5: neither torchvision nor timm has it",
+        ),
+    ],
+)
+def test_refusals(arguments: list[str], line: str) -> None:
+    code, text = show(*arguments)
+    assert code == 2
+    assert line in text
+
+
+def test_rounds_in_words() -> None:
+    rounds = build_topology("random", 3, 3, self_weight=0.75).rounds
+    assert "(each keeps 3/4)" in describe_round(rounds[0])
+    assert "resting: " in describe_round(rounds[0])
+    assert describe_round(build_topology("ring", 2, 2, every=2).rounds[0]) == "nobody communicates"
+    edges = build_topology("custom", 4, 4, rounds=[[[1, 2, 0.5]], [{"ranks": [0, 1, 2, 3]}]]).rounds
+    assert describe_round(edges[0]) == "0: rests  1: 1/2 of 2  2: 1/2 of 1  3: rests"
+    assert describe_round(edges[1]) == "{0..3}"
+
+
+def test_what_is_left_of_a_disagreement() -> None:
+    assert deviations(build_topology("exp", 8, 8), 3) == pytest.approx([1, 1, 1, 0], abs=1e-12)
+    assert deviations(build_topology("static-ring", 4, 4), 2) == pytest.approx([1, 1 / 3, 1 / 9])
