@@ -107,7 +107,7 @@ def test_a_second_ctrl_c_ends_all_workers_at_once(
     wait_until_gone(processes)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_and_term_save_and_the_same_command_goes_on(
     number: signal.Signals, tmp_path: Path, digits_root: Path
 ) -> None:

@@ -103,7 +103,8 @@ def answers(
 
     def ask(command: list[str]) -> tuple[tuple[str, ...], tuple[int, str, str, Path]]:
         folder = tmp_path_factory.mktemp("user")
-        done = run_py(*command, cwd=folder, PYTHONPATH=without_torch)
+        # Not measured for coverage, which would double the time of all these starts.
+        done = run_py(*command, cwd=folder, PYTHONPATH=without_torch, COVERAGE_PROCESS_CONFIG="")
         return tuple(command), (done.returncode, done.stdout, done.stderr, folder)
 
     with ThreadPoolExecutor(2) as pool:

@@ -16,7 +16,8 @@ from tests.distributed.harness import on_workers
 from tests.distributed.models import make_optimizer, parameters_of
 
 FROZEN = SgdConfig(name="sgd", lr=0.0, weight_decay=0.0)
-LAYOUTS = [(2, 2), (3, 3), (4, 2), (6, 2), (8, 4)]
+LAYOUTS = [(2, 2), (3, 3), (4, 2)]
+LARGE = [pytest.param(*layout, marks=pytest.mark.slow) for layout in ((6, 2), (8, 4))]
 MAX_STEPS = 7
 UNIT = 2.0**-8  # of bf16: the largest error of a rounded value, relative to it
 
@@ -82,7 +83,7 @@ def by_schedule(results: list[list[torch.Tensor]]) -> list[np.ndarray]:
     return [torch.stack(of_workers, dim=1).double().numpy() for of_workers in zip(*results, strict=True)]
 
 
-@pytest.mark.parametrize(("world_size", "per_node"), LAYOUTS)
+@pytest.mark.parametrize(("world_size", "per_node"), [*LAYOUTS, *LARGE])
 def test_every_round_is_its_matrix(world_size: int, per_node: int, tmp_path: Path) -> None:
     found = by_schedule(on_workers(mix, world_size, tmp_path, per_node, WireDtype.fp32))
     for schedule, steps in zip(schedules(world_size, per_node), found, strict=True):
@@ -104,7 +105,7 @@ def bf16_bound(matrix: np.ndarray, values: np.ndarray, in_groups: bool) -> np.nd
     ) * largest + 1e-6  # fmt: skip
 
 
-@pytest.mark.parametrize(("world_size", "per_node"), LAYOUTS[1:4])
+@pytest.mark.parametrize(("world_size", "per_node"), [*LAYOUTS[1:], LARGE[0]])
 def test_bf16_on_the_wire_keeps_the_mean_and_its_bound(world_size: int, per_node: int, tmp_path: Path) -> None:
     found = by_schedule(on_workers(mix, world_size, tmp_path, per_node, WireDtype.bf16, 12))
     worst = 0.0

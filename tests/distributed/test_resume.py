@@ -112,9 +112,12 @@ def assert_equal(one: Any, other: Any, where: str) -> None:
         assert one == other, where
 
 
+ALWAYS = [("allreduce", "sgd", 2), ("complete", "accum_adam", 1), ("ring", "adam", 2), ("exp", "sgd", 1)]
 MATRIX = [
-    # All of them take a minute; those of two passes are run by hand, but for one of each kind of strategy.
-    pytest.param(topology, optimizer, passes, marks=[pytest.mark.slow] if passes == 2 and optimizer != "sgd" else [])
+    # All 24 take more than a minute; they are run by hand, but for one of each topology.
+    pytest.param(
+        topology, optimizer, passes, marks=[] if (topology, optimizer, passes) in ALWAYS else [pytest.mark.slow]
+    )
     for topology in TOPOLOGIES
     for optimizer in OPTIMIZERS
     for passes in (1, 2)
@@ -168,7 +171,9 @@ def damage(folder: Path, how: str) -> None:
         victim.unlink()
 
 
-@pytest.mark.parametrize("how", ["truncated", "bit flipped", "foreign", "gone"])
+@pytest.mark.parametrize(
+    "how", ["bit flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in ("truncated", "foreign", "gone"))]
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(how: str, tmp_path: Path) -> None:
     config = configuration("ring", SGD)
     undisturbed, run_dir = make(tmp_path / "undisturbed"), make(tmp_path / "run")
