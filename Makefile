@@ -9,7 +9,7 @@ quickstart: .venv/installed
 
 test: .venv/installed lint types
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not slow and not slurm"
+	$(BIN)/coverage run -m pytest -m "not slow and not slurm" -n 2 --dist worksteal
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=85
 
