@@ -42,17 +42,22 @@ def run_dir_in(cwd: Path) -> Path | None:
     return found[0] if found else None
 
 
-def kill_somewhere(process: subprocess.Popen[str], victim: str, delay_s: float) -> bool:
-    """Wait until workers are there, then a random while, then kill. False where the run ended before."""
+def kill_somewhere(
+    process: subprocess.Popen[str], cwd: Path, victim: str, delay_s: float, *, inside_write: bool
+) -> bool:
+    """Wait until workers are there, then a random while, then kill. False where the run ended before.
+
+    ``inside_write``: wait further until a checkpoint is being written.
+    """
     while not (workers := worker_pids(children_of(process.pid))):
         if process.poll() is not None:
             return False
         time.sleep(0.02)
     end = time.monotonic() + delay_s
-    while time.monotonic() < end:
+    while time.monotonic() < end or (inside_write and not list(cwd.glob("multirun_outputs/*/*/*/checkpoints/.step*"))):
         if process.poll() is not None:
             return False
-        time.sleep(0.01)
+        time.sleep(0.001)
     everybody = [process.pid, *children_of(process.pid)]
     targets = {"worker": [random.choice(workers)], "all": everybody, "launcher": [process.pid]}[victim]
     for pid in targets:
@@ -95,9 +100,12 @@ def main() -> None:
         rough.mkdir()
         assert start(calm, options.epochs).wait() == 0, (calm / "out.txt").read_text()
         counts: Counter[str] = Counter()
+        num_inside = 0
         while counts.total() < options.kills:
             victim = VICTIMS[counts.total() % len(VICTIMS)]
-            if not kill_somewhere(start(rough, options.epochs), victim, random.uniform(0, 4)):
+            process = start(rough, options.epochs)
+            every_second = bool(counts.total() % 2)
+            if not kill_somewhere(process, rough, victim, random.uniform(0, 4), inside_write=every_second):
                 break
             counts[victim] += 1
             run_dir = run_dir_in(rough)
@@ -110,7 +118,8 @@ def main() -> None:
         assert calm_dir
         assert rough_dir
         steps = compare(rough_dir, calm_dir)
-        print(f"{counts.total()} kills ({dict(counts)}), {steps} steps: every bit equals the undisturbed run")
+        print(f"{counts.total()} kills ({dict(counts)}, {num_inside} inside a checkpoint's writing), {steps} steps:")
+        print("every bit equals the undisturbed run")
 
 
 if __name__ == "__main__":
