@@ -53,7 +53,8 @@ def test_worker_of_second_node_ends_the_job(developer: User, death: str) -> None
 
 
 def test_dead_node_ends_the_job(user: User) -> None:
-    command = user.start_run_py(*QUICK, "epochs=2000", "cluster=8xA40", "cluster.wait=true")
+    once = ("cluster.max_requeues=0", "cluster.wait=true")  # else Slurm starts it again on another node
+    command = user.start_run_py(*QUICK, "epochs=2000", "cluster=8xA40", *once)
     wait_until(lambda: len(user.runs()) == 1, "a run directory")
     (run_dir,) = user.runs()
     wait_until((run_dir / "metrics.csv").exists, "training has begun")
