@@ -110,6 +110,7 @@ def main() -> None:
             counts[victim] += 1
             run_dir = run_dir_in(rough)
             inside = bool(run_dir and list(run_dir.glob("checkpoints/.*")))
+            num_inside += inside
             print(
                 f"kill {counts.total():2d}: {victim:9s}", "inside a checkpoint's writing" if inside else "", flush=True
             )
