@@ -4,13 +4,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from imgnet.checkpoint.cli import app as checkpoint_app
 from imgnet.config import ConfigError
 from imgnet.data.cli import app as data_app
+from imgnet.refuse import refuse
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data_app, name="data", help="Prepare images: from archives to tar shards.")
@@ -56,9 +57,9 @@ def plot(
     found = _existing(runs)
     with_curves = [run for run in found if (run / "metrics.csv").is_file()]
     if not with_curves:
-        _refuse(f"{runs[0]}: no metrics.csv there yet; the first epoch writes it")
+        refuse(f"{runs[0]}: no metrics.csv there yet; the first epoch writes it")
     if out.suffix not in (".png", ".pdf", ".svg"):
-        _refuse(f"--out {out}: the picture must end in .png, .pdf or .svg")
+        refuse(f"--out {out}: the picture must end in .png, .pdf or .svg")
     plot_runs(with_curves, out)
     for run in found:
         if run not in with_curves:
@@ -91,11 +92,11 @@ def logs(
     from imgnet.launch.logs import show_log
 
     if not (run / "run.json").is_file():
-        _refuse(f"{run}: no run directory (there is no run.json)")
+        refuse(f"{run}: no run directory (there is no run.json)")
     try:
         show_log(run, rank=rank, follow=follow)
     except FileNotFoundError as missing:
-        _refuse(f"there is no {missing}; `imgnet status {run}` says how the run is doing")
+        refuse(f"there is no {missing}; `imgnet status {run}` says how the run is doing")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -108,7 +109,7 @@ def cancel(runs: Runs) -> None:
 
     alive = {one.run_dir: one.job_id for one in observe(_existing(runs)) if one.job_id and not one.is_over}
     if not alive:
-        _refuse("none of these runs is in Slurm's queue")
+        refuse("none of these runs is in Slurm's queue")
     with _one_line():
         slurm.cancel(list(alive.values()))
     for run, job_id in alive.items():
@@ -130,7 +131,7 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        _refuse(str(error))
+        refuse(str(error))
 
 
 def _below(path: Path) -> list[Path]:
@@ -138,7 +139,7 @@ def _below(path: Path) -> list[Path]:
     depths = ("run.json", "*/run.json", "*/*/run.json", "*/*/*/run.json")
     found = [file.parent for pattern in depths for file in path.glob(pattern)]
     if not found:
-        _refuse(f"{path}: no run directory here or below (there is no run.json)")
+        refuse(f"{path}: no run directory here or below (there is no run.json)")
     return sorted(found, key=lambda run: (run.parent, len(run.name), run.name))
 
 
@@ -166,7 +167,7 @@ def show_topology(
         topology = build_topology(name, world_size, workers_per_node or world_size, **_options(option or []))
         size = topologies.Size(*_num_parameters(model, num_parameters))
     except ValueError as error:
-        _refuse(str(error))
+        refuse(str(error))
     topologies.show_topology(topology, size)
     if png is not None:
         from imgnet.results.topology_picture import draw
@@ -215,11 +216,6 @@ def _existing(paths: list[Path]) -> list[Path]:
     for path in paths:
         found = [path] if (path / "run.json").is_file() else [file.parent for file in path.glob("*/run.json")]
         if not found:
-            _refuse(f"{path}: no run directory, and no sweep that holds some (there is no run.json)")
+            refuse(f"{path}: no run directory, and no sweep that holds some (there is no run.json)")
         runs += sorted(found, key=lambda run: (run.parent, len(run.name), run.name))
     return runs
-
-
-def _refuse(line: str) -> NoReturn:
-    typer.echo(line, err=True)
-    sys.exit(2)

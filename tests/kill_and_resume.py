@@ -18,12 +18,8 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-import pandas as pd
-
-from imgnet.checkpoint.folder import read_worker
-from imgnet.checkpoint.manifest import read_manifest, steps_of
 from tests.commands import start_run_py
-from tests.distributed.test_resume import TIMES, assert_equal
+from tests.distributed.test_resume import assert_same
 from tests.test_launch_processes import children_of, is_alive, worker_pids
 
 VICTIMS = ("worker", "all", "launcher")
@@ -71,19 +67,9 @@ def kill_somewhere(
 
 def compare(disturbed: Path, undisturbed: Path) -> int:
     """Assert that both ended with the same bits; returns the number of steps."""
-    folders = [steps_of(run / "checkpoints")[0] for run in (disturbed, undisturbed)]
-    manifests = [read_manifest(folder) for folder in folders]
-    assert manifests[0].step == manifests[1].step
-    for rank in range(manifests[0].world_size):
-        states = [read_worker(folder, rank) for folder in folders]
-        for state in states:
-            state["progress"].pop("train_time_s")
-        assert_equal(*states, f"rank {rank}")
-    rows = [pd.read_csv(run / "metrics.csv").drop(columns=TIMES) for run in (disturbed, undisturbed)]
-    pd.testing.assert_frame_equal(*rows, check_exact=True)
     leftovers = [file.name for file in (disturbed / "checkpoints").iterdir() if file.name.startswith(".")]
     assert not leftovers, leftovers
-    return manifests[0].step
+    return assert_same(disturbed, undisturbed)
 
 
 def main() -> None:

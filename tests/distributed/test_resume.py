@@ -84,17 +84,23 @@ def on_four(run_dir: Path, config: RunConfig, stop_after: int | None = None, *mo
     on_workers(run_training, workers, meeting, config, run_dir, stop_after, *more)
 
 
-def assert_same(found: Path, wanted: Path) -> None:
-    """The last checkpoints of two runs: every worker's parameters, buffers, optimizer, random states; and the rows."""
+def assert_same(found: Path, wanted: Path) -> int:
+    """The last checkpoints of two runs: every worker's parameters, buffers, optimizer, random states; and the rows.
+
+    Returns:
+        The step of both.
+    """
     folders = [steps_of(run / "checkpoints")[0] for run in (found, wanted)]
-    assert read_manifest(folders[0]).step == read_manifest(folders[1]).step == STEPS_PER_EPOCH * NUM_EPOCHS
-    for rank in range(4):
+    manifests = [read_manifest(folder) for folder in folders]
+    assert manifests[0].step == manifests[1].step
+    for rank in range(manifests[1].world_size):
         one, other = (read_worker(folder, rank) for folder in folders)
         for state in (one, other):
             state["progress"].pop("train_time_s")
         assert_equal(one, other, f"rank {rank}")
     rows = [pd.read_csv(run / "metrics.csv").drop(columns=TIMES) for run in (found, wanted)]
     pd.testing.assert_frame_equal(rows[0], rows[1], check_exact=True)
+    return manifests[0].step
 
 
 def assert_equal(one: Any, other: Any, where: str) -> None:
@@ -134,7 +140,7 @@ def test_an_interrupted_run_equals_an_undisturbed_one(
     on_four(interrupted, config, STEPS_PER_EPOCH + 2)  # in the midst of the second epoch
     assert read_manifest(steps_of(interrupted / "checkpoints")[0]).step == STEPS_PER_EPOCH + 2
     on_four(interrupted, config)
-    assert_same(interrupted, undisturbed)
+    assert assert_same(interrupted, undisturbed) == STEPS_PER_EPOCH * NUM_EPOCHS
 
 
 def test_saving_and_stopping_at_any_step_changes_nothing(tmp_path: Path) -> None:
@@ -144,7 +150,7 @@ def test_saving_and_stopping_at_any_step_changes_nothing(tmp_path: Path) -> None
     for step in (1, STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH - 1):
         on_four(interrupted, config, step, (step - 1, STEPS_PER_EPOCH))
     on_four(interrupted, config)
-    assert_same(interrupted, undisturbed)
+    assert assert_same(interrupted, undisturbed) == STEPS_PER_EPOCH * NUM_EPOCHS
 
 
 def test_another_number_of_workers_starts_from_the_average(tmp_path: Path) -> None:
@@ -187,4 +193,4 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(how: str, tmp
     assert passed_over.startswith(f"checkpoint passed over: {newest}")
     assert resumed.startswith(f"resumed from {before}, step {STEPS_PER_EPOCH}: every worker goes on exactly")
     assert not list((run_dir / "checkpoints").glob(".*"))
-    assert_same(run_dir, undisturbed)
+    assert assert_same(run_dir, undisturbed) == STEPS_PER_EPOCH * NUM_EPOCHS
