@@ -124,10 +124,24 @@ class PrivateSlurm:
         self._start(node, "-D", "-N", node, program="slurmd")
 
     def kill_node(self, node: str) -> None:
-        """What a power cut does to a node, as far as Slurm is concerned: its slurmd is gone without a word."""
+        """What a power cut does to a node: its slurmd and its jobs are gone without a word."""
+        self.kill_daemon(node)
+        self.signal_jobs(node, signal.SIGKILL)
+
+    def kill_daemon(self, node: str) -> None:
+        """End a node's slurmd alone. Its jobs run on until Slurm tells the next slurmd otherwise."""
         daemon = self.daemons.pop(node)
         daemon.kill()
         daemon.wait()
+
+    def signal_jobs(self, node: str, number: signal.Signals) -> None:
+        """Send a signal to all that jobs run on a node, their keepers (slurmstepd) first, so that none tells of it."""
+        mark = f"SLURMD_NODENAME={node}".encode()
+        running = [pid for pid in self.processes() if mark in _environment(pid)]
+        keepers = {_parent(pid) for pid in running} - {0, 1, *running, os.getpid()}
+        for pid in [*keepers, *running]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def wait_for_nodes(self, state: str, timeout_s: float = 30) -> None:
         """Wait until all nodes are in ``state``."""
@@ -161,14 +175,8 @@ class PrivateSlurm:
     def processes(self) -> list[int]:
         """Jobs and their keepers: every process whose environment names this Slurm, but for this one's ancestors."""
         mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if mark in path.read_bytes().split(b"\0"):
-                    found.append(int(path.parent.name))
-            except OSError:
-                continue
-        return [pid for pid in found if pid != os.getpid()]
+        everyone = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+        return [pid for pid in everyone if pid != os.getpid() and mark in _environment(pid)]
 
     def _write_files(self) -> None:
         for name in ("state", "spool", "card"):
@@ -220,6 +228,22 @@ def free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+def _environment(pid: int) -> list[bytes]:
+    """The variables of a process; none if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _parent(pid: int) -> int:
+    """The parent of a process; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _user() -> str:

@@ -1,5 +1,6 @@
 """What happens to a job when one of its workers, or a node, comes to a bad end."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def test_dead_node_ends_the_job(user: User) -> None:
     wait_until((run_dir / "metrics.csv").exists, "training has begun")
     first, second = run_json(run_dir)["hosts"]
     assert first != second
-    user.slurm.kill_node(second)
+    user.slurm.signal_jobs(second, signal.SIGSTOP)  # the first node hears nothing more, as after a power cut
+    user.slurm.kill_daemon(second)
     try:
         seconds = wait_until(lambda: _is_over(user, run_dir), "the job is over")
         assert seconds < 30 + 3 * SLURMD_TIMEOUT_S
@@ -69,6 +71,7 @@ def test_dead_node_ends_the_job(user: User) -> None:
         assert run_json(run_dir)["status"] == "failed"
         assert "Slurm lost a node" in user.imgnet("status").stdout
     finally:
+        user.slurm.signal_jobs(second, signal.SIGCONT)
         user.slurm.start_node(second)
         user.slurm.wait_for_nodes("idle", timeout_s=60)
 

@@ -1,5 +1,6 @@
 """A run that Slurm ends comes back by itself, and ends with the same bits as one that was left alone."""
 
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -59,17 +60,31 @@ def disturb_requeue(user: User, run_dir: Path) -> None:
     user.slurm.ask("scontrol", "requeue", job_id(run_dir))
 
 
-def disturb_node(user: User, run_dir: Path) -> None:
+def disturb_power_cut(user: User, run_dir: Path) -> None:
     (node,) = run_json(run_dir)["hosts"]
     user.slurm.kill_node(node)
-    wait_until(
-        lambda: user.slurm.ask("sinfo", "-h", "-n", node, "-o", "%T").strip("*\n ") == "down", "the node is down"
-    )
+    wait_until_down(user, node)
     user.slurm.start_node(node)
 
 
+def disturb_slurmd(user: User, run_dir: Path) -> None:
+    """A node that hangs, and wakes without its slurmd when Slurm has given it up and queued the job again."""
+    (node,) = run_json(run_dir)["hosts"]
+    user.slurm.signal_jobs(node, signal.SIGSTOP)
+    user.slurm.kill_daemon(node)
+    wait_until_down(user, node)
+    user.slurm.signal_jobs(node, signal.SIGCONT)
+    user.slurm.start_node(node)
+
+
+def wait_until_down(user: User, node: str) -> None:
+    wait_until(
+        lambda: user.slurm.ask("sinfo", "-h", "-n", node, "-o", "%T").strip("*\n ") == "down", "the node is down"
+    )
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("disturb", [disturb_usr2, disturb_requeue, disturb_node])
+@pytest.mark.parametrize("disturb", [disturb_usr2, disturb_requeue, disturb_power_cut, disturb_slurmd])
 def test_a_disturbed_job_comes_back_and_equals_the_undisturbed(
     disturb: object, user: User, undisturbed: dict[str, Path]
 ) -> None:
