@@ -1,9 +1,10 @@
 """Seconds per step on slow links: AllReduce beside decentralized topologies, on four hosts of one machine.
 
-    sudo python -m benchmarks.network            # about a quarter of an hour; --help for less
+    sudo python -m benchmarks.network            # about 25 minutes; --help for less
 
 Needs root and iproute2. Four hosts are network namespaces behind a switch, a fifth one; every link is limited in both
-directions. Nothing outside these namespaces is changed, and they are removed at the end, whatever happens.
+directions. Nothing outside these namespaces is changed. They are removed at the end, or, where this command was killed,
+when it starts the next time.
 
 What is real: the strategies, their messages (gloo over TCP), optimizer and averaging, with the parameters of ResNet-50
 in their true sizes and order. What is not: the computation. Each layer pauses for its share of a stated time, forward
@@ -12,6 +13,7 @@ and backward, as a host does whose accelerator computes; four real ones would fi
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,8 +33,8 @@ METHODS = ("allreduce", "complete", "ring", "exp", "alternating-exp-ring")
 WIRES = ("fp32", "bf16")
 TIMEOUT_S = 1200
 CONGESTION_CONTROLS = ("cubic", "reno")
-"""Of the hosts' TCP: the first that this machine lets us choose. A cluster's is cubic, Linux's default. Some machines
-have bbr instead, which takes seconds to fill a link again whose other flow has ended, as at each change of peers."""
+"""Of the hosts' TCP: the first that this machine lets us choose, so that figures of different machines compare.
+Linux's own default is cubic."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -71,6 +73,7 @@ class Network:
 
     def __enter__(self) -> "Network":
         """Make the namespaces and their links."""
+        _remove_orphans()
         try:
             for name in [*self.hosts, self.switch]:
                 _ip("netns", "add", name)
@@ -104,6 +107,15 @@ class Network:
         """Remove the namespaces, and with them all that is in them."""
         for name in [*self.hosts, self.switch]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _remove_orphans() -> None:
+    """Namespaces of a benchmark that was killed."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    for line in listed.splitlines():
+        match = re.match(r"imgnet-(\d+)-", line)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            _ip("netns", "del", line.split()[0])
 
 
 def _choose_congestion_control(host: str) -> str:
@@ -142,13 +154,14 @@ def main(
         raise typer.BadParameter("network namespaces need root")
     plain = [Case(method, wire, straggler=False) for method, wire in product(methods.split(","), WIRES)]
     slowed = [Case(method, "fp32", straggler=True) for method in methods.split(",")]
+    cases = plain + slowed
     results: list[Result] = []
     with Network() as network:
         for rate in rates:
             network.limit(rate)
-            cases = plain + slowed * (rate == max(rates))  # elsewhere the wire hides a slow worker
             results += measure_on_hosts(network, cases, rate, steps, compute_s)
-            _print_table([result for result in results if result.rate_mbit == rate], rate, compute_s)
+            title = f"{rate} Mbit/s, {compute_s} s of computation, TCP {network.congestion_control}"
+            _print_table([result for result in results if result.rate_mbit == rate], title)
     if out is not None:
         out.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results), encoding="utf-8")
 
@@ -164,7 +177,10 @@ def measure_on_hosts(
     try:
         for rank, host in enumerate(network.hosts):
             worker = [sys.executable, "-m", "benchmarks.network_worker", str(rank), task]
-            environment = os.environ | {"GLOO_SOCKET_IFNAME": "eth", "OMP_NUM_THREADS": "1"}
+            # The hosts have no names; c10d would warn of it four times a rate.
+            environment = os.environ | {
+                "GLOO_SOCKET_IFNAME": "eth", "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"
+            }  # fmt: skip
             command = ["ip", "netns", "exec", host, *worker]
             workers.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
         printed, _ = workers[0].communicate(timeout=TIMEOUT_S)
@@ -178,8 +194,8 @@ def measure_on_hosts(
     return [Result(**(row | {"case": Case(**row["case"])})) for row in rows]
 
 
-def _print_table(results: Sequence[Result], rate_mbit: int, compute_s: float) -> None:
-    table = Table(box=box.SIMPLE_HEAD, title=f"{rate_mbit} Mbit/s, {compute_s} s of computation", title_style="")
+def _print_table(results: Sequence[Result], title: str) -> None:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_style="")
     for column in ("method", "wire", "slow worker", "s/step", "waits s", "sent MB", "limit s", "/ limit", "DDP / it"):
         table.add_column(column, justify="left" if column in ("method", "wire") else "right")
     for result in results:
