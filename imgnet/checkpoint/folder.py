@@ -33,6 +33,7 @@ def write_worker(partial: Path, rank: int, spec: Tree, tensors: Tensors) -> int:
     packed = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         save_file(packed, path, metadata={"spec": json.dumps(spec)})
+        path.chmod(0o644)  # the library makes it private to the user
         # What was written is in memory still: reading it once more is cheaper than a second copy of the state.
         with ThreadPoolExecutor(1) as beside:
             on_disk = beside.submit(_synchronize, path)
