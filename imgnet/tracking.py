@@ -5,8 +5,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from io import StringIO, TextIOWrapper
 from pathlib import Path
@@ -58,6 +58,7 @@ class Tracker:
         self._epochs = config.epochs
         self._batch = config.global_batch_size
         self._best_acc1: float | None = None
+        self._behind: set[str] = set()
         self._last_log = time.perf_counter(), done_steps
         if not self._main:
             return
@@ -86,6 +87,18 @@ class Tracker:
         self._steps.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=1 if kind else 0)
+
+    @contextmanager
+    def _though_disk_is_full(self, file: str) -> Iterator[None]:
+        """Warn once instead of failing. The rows stay in the file's buffer, and are written with the next ones."""
+        try:
+            yield
+        except OSError as error:
+            if file not in self._behind:
+                log.warning("%s not written for now: %s; training goes on", file, error.strerror)
+            self._behind.add(file)
+        else:
+            self._behind.discard(file)
 
     def advance(self) -> None:
         """Count one optimizer step. Waits for nothing."""
@@ -122,7 +135,8 @@ class Tracker:
             "images_per_s": self._batch / seconds,
         }
         row["compute_s"] = row["step_s"] - row["data_s"] - row["communication_s"]
-        self._steps.write(json.dumps(row) + "\n")
+        with self._though_disk_is_full("steps.jsonl"):
+            self._steps.write(json.dumps(row) + "\n")
         self._display.show_step(row)
         if self._wandb is not None:
             self._wandb.log({f"step/{key}": value for key, value in row.items()}, step=step)
@@ -131,12 +145,13 @@ class Tracker:
         """Write the row of an epoch, and bring ``summary.json`` up to date."""
         if not self._main:
             return
-        self._writer.writerow(row)
-        self._metrics.flush()
+        with self._though_disk_is_full("metrics.csv"):
+            self._writer.writerow(row)
         if "val_acc1" in row:
             self._best_acc1 = max(row["val_acc1"], self._best_acc1 or 0.0)
         summary = dict(row) | {"best_acc1": self._best_acc1, "status": "running"}
-        rundir.write_summary(self._run_dir, summary)
+        with self._though_disk_is_full("summary.json"):
+            rundir.write_summary(self._run_dir, summary)
         self._display.show_epoch(row)
         log.info("epoch %d/%d %s", row["epoch"], self._epochs, json.dumps(dict(row)))
         if self._wandb is not None:

@@ -36,9 +36,9 @@ def run_py(*arguments: str, cwd: Path, timeout: float = 120, **changes: str) -> 
     )
 
 
-def start_run_py(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """The same, left running; what it prints goes to ``cwd/out.txt``. A process group of its own, as in a terminal."""
-    with (cwd / "out.txt").open("w") as out:
+def start_run_py(*arguments: str, cwd: Path, out_in: Path | None = None) -> subprocess.Popen[str]:
+    """The same, left running; what it prints goes to ``out.txt``. A process group of its own, as in a terminal."""
+    with ((out_in or cwd) / "out.txt").open("w") as out:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "run.py"), *arguments],
             cwd=cwd,

@@ -32,6 +32,7 @@ from imgnet.checkpoint.tree import pack, unpack
 from imgnet.checkpoint.writer import Writer
 from imgnet.models import SmallCnn
 from tests.commands import environment
+from tests.disks import mounted
 
 TREES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -62,7 +63,7 @@ def test_tensors_and_arrays_come_back_with_their_types(tmp_path: Path) -> None:
         "betas": (0.9, 0.999),
     }
     spec, tensors = pack(state)
-    write_worker(tmp_path, 0, spec, {name: tensor.contiguous() for name, tensor in tensors.items()})
+    write_worker(tmp_path, 0, spec, tensors)
     check_worker(tmp_path, 0)
     found = read_worker(tmp_path, 0)
     assert torch.equal(found["model"]["weight"], state["model"]["weight"])
@@ -159,16 +160,8 @@ def test_a_folder_without_checkpoints_is_refused_in_one_line(tmp_path: Path) -> 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("only root can mount a small disk")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
+    with mounted(tmp_path / "disk", megabytes=1) as disk:
+        yield disk
 
 
 def test_a_full_disk_costs_a_warning_and_leaves_the_checkpoint_before_whole(

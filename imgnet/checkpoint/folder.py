@@ -4,11 +4,12 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from imgnet.checkpoint.manifest import DamagedError
 from imgnet.checkpoint.tree import Tensors, Tree, unpack
@@ -20,6 +21,8 @@ CHUNK_BYTES = 1 << 24
 def write_worker(partial: Path, rank: int, spec: Tree, tensors: Tensors) -> int:
     """Write one worker's file and, after it, its size and checksum.
 
+    Memory: only tensors that are not contiguous, such as weights in channels_last, are copied.
+
     Returns:
         Bytes written.
 
@@ -27,21 +30,24 @@ def write_worker(partial: Path, rank: int, spec: Tree, tensors: Tensors) -> int:
         OSError: the disk is full, or gone; nothing of this worker is left.
     """
     path = partial / f"rank_{rank}.safetensors"
-    content = save(tensors, metadata={"spec": json.dumps(spec)})
+    packed = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        _write_durably(path, content)
-        about = {"bytes": len(content), "crc32": zlib.crc32(content)}
+        save_file(packed, path, metadata={"spec": json.dumps(spec)})
+        path.chmod(0o644)  # the library makes it private to the user
+        # What was written is in memory still: reading it once more is cheaper than a second copy of the state.
+        with ThreadPoolExecutor(1) as beside:
+            on_disk = beside.submit(_synchronize, path)
+            about = {"bytes": path.stat().st_size, "crc32": _checksum(path)}
+            on_disk.result()
         write_atomically(partial / f"rank_{rank}.json", json.dumps(about) + "\n")
-    except OSError:
+    except (OSError, SafetensorError) as error:
         path.unlink(missing_ok=True)
-        raise
-    return len(content)
+        raise error if isinstance(error, OSError) else OSError(str(error)) from None
+    return about["bytes"]
 
 
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
+def _synchronize(path: Path) -> None:
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 

@@ -81,7 +81,7 @@ class Writer:
         partial = partial_of(folder)
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            write_worker(partial, self._rank, spec, {name: kept.contiguous() for name, kept in self._snapshot.items()})
+            write_worker(partial, self._rank, spec, self._snapshot)
         except OSError as error:
             log.warning("checkpoint of step %d not written: %s; training goes on", manifest.step, error)
             self._give_up(partial)

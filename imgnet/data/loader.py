@@ -21,6 +21,7 @@ from imgnet.data.staging import stage, staged_root
 from imgnet.runtime import Runtime
 
 _NO_EPOCH = 0
+_GRACE = timedelta(minutes=1)  # between rank 0's verdict on a node and that of the others
 _POOL_SEEDS: dict[Split, int] = {"train": 0, "val": 1}
 
 
@@ -108,19 +109,27 @@ def prepare_nodes(config: DataConfig, worker: Runtime) -> None:
     """:func:`prepare` on every node, in one of its workers. Collective; returns when all nodes are ready.
 
     Raises:
-        RuntimeError: a node was not ready after ``data.stage_timeout_min``; it is named by its rank.
+        RuntimeError: a node was not ready after ``data.stage_timeout_min``; rank 0, which raises first, names its rank.
     """
     # The timeout of other collectives is too short for a node that copies while the copies of others are warm. NCCL
     # would hold the GPU meanwhile, so that this one is gloo's.
     timeout = timedelta(minutes=config.stage_timeout_min)
-    group = dist.new_group(backend="gloo", timeout=timeout) if config.stage_to is not None else None
+    patience = timeout if worker.is_main else timeout + _GRACE  # only rank 0 learns who is late
+    group = dist.new_group(backend="gloo", timeout=timeout + _GRACE) if config.stage_to is not None else None
     if worker.local_rank == 0:
         prepare(config)
     if group is None:
         dist.barrier()
     else:
         assert isinstance(group, dist.ProcessGroup), "every worker is in the group"
-        dist.monitored_barrier(group, timeout)
+        try:
+            dist.monitored_barrier(group, patience, wait_all_ranks=True)
+        except RuntimeError as error:
+            late = str(error).strip().splitlines()[0]
+            raise RuntimeError(
+                f"data.stage_to={config.stage_to}: a node was not ready after data.stage_timeout_min="
+                f"{config.stage_timeout_min} minutes: {late}"
+            ) from None
         dist.destroy_process_group(group)
 
 

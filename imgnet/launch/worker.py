@@ -48,15 +48,28 @@ def work(config: RunConfig, run_dir: Path, store_file: Path | None, use_gpu: boo
             os._exit(status)  # a broken process group can hold up an orderly exit for minutes
 
 
+class _Terminal(logging.Handler):
+    """Standard error as it is when a record comes: a progress bar stands in for it while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr, flush=True)
+
+
 def write_to_log(run_dir: Path, rank: int) -> None:
-    """Send this worker's log records to its file and, on other ranks than 0, all that it prints as well."""
+    """Send this worker's log records to its file and, on other ranks than 0, all that it prints as well.
+
+    Rank 0's warnings are also shown where the run is watched: the file may be on the disk that is full.
+    """
     path = run_dir / "logs" / f"rank_{rank}.log"
     handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
-    if rank != 0:
+    logging.raiseExceptions = False  # no traceback for each line that a full disk does not take
+    if rank == 0:
+        logging.getLogger("imgnet").addHandler(_Terminal(logging.WARNING))
+    else:
         sys.stdout.flush()
         sys.stderr.flush()
         for stream in (1, 2):
