@@ -97,7 +97,9 @@ class Network:
 
     def limit(self, rate_mbit: int) -> None:
         """Let each host send, and receive, at this rate at most."""
-        burst = max(64_000, rate_mbit * 1_000_000 // 8 // 500)  # 2 ms, and at least one of the kernel's large segments
+        # 2 ms, and more than the kernel's largest segment (64 KiB and headers): the limiter cuts up every segment that is
+        # larger than its burst, and cores that do this for eight links have no time left for the workers.
+        burst = max(100_000, rate_mbit * 1_000_000 // 8 // 500)
         shape = ["root", "tbf", "rate", f"{rate_mbit}mbit", "burst", str(burst), "latency", "100ms"]
         for number, host in enumerate(self.hosts):
             _tc(host, "qdisc", "replace", "dev", "eth", *shape)

@@ -1,7 +1,10 @@
 """What a run writes and shows."""
 
 import json
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -82,13 +85,25 @@ def test_other_ranks_write_nothing(config: RunConfig, run_dir: Path, capsys: pyt
     assert capsys.readouterr().out == ""
 
 
-def test_a_terminal_gets_a_bar(
-    config: RunConfig, run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    track(config, worker(0), run_dir)
-    shown = capsys.readouterr().out
+def read_all(terminal: int) -> str:
+    """What is shown on a terminal until its last writer closes it."""
+    shown = b""
+    with suppress(OSError):  # how Linux says that nobody has the other end open any more
+        while piece := os.read(terminal, 4096):
+            shown += piece
+    return shown.decode()
+
+
+def test_a_terminal_gets_a_bar(config: RunConfig, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = os.openpty()
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(read_all, ours)
+        with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patched:
+            patched.setattr("sys.stdout", terminal)
+            track(config, worker(0), run_dir)
+        shown = reading.result(timeout=60)
+    os.close(ours)
     assert "steps" in shown
     assert "loss 2.000" in shown
     assert "images/s" in shown

@@ -122,6 +122,31 @@ def test_bf16_on_the_wire_keeps_the_mean_and_its_bound(world_size: int, per_node
     assert worst > 1e-4, "messages must really be rounded for the test to say anything"
 
 
+def agree(runtime: Runtime, wire: WireDtype) -> list[torch.Tensor]:
+    """This worker's parameters after so many rounds that fp32 has brought all workers together."""
+    results = []
+    for name in AGREEING:
+        schedule = Schedule.constant(build_topology(name, runtime.world_size, 2))
+        strategy, module = frozen_strategy(runtime, schedule, wire)
+        for _ in range(60):
+            strategy.step(torch.ones(1, 7), torch.zeros(1), lr=0.0)
+        results.append(parameters_of(module))
+    return results
+
+
+AGREEING = ("complete", "ring", "static-ring", "exp", "star")
+
+
+@pytest.mark.parametrize(("wire", "limit"), [(WireDtype.fp32, 1e-5), (WireDtype.bf16, UNIT)])
+def test_how_close_workers_come(wire: WireDtype, limit: float, tmp_path: Path) -> None:
+    found = on_workers(agree, 4, tmp_path, wire)
+    for place, name in enumerate(AGREEING):
+        values = torch.stack([of_worker[place] for of_worker in found]).double()
+        mean = values.mean(0)
+        distance = ((values - mean).square().mean() / mean.square().mean()).sqrt().item()
+        assert distance <= limit, name
+
+
 def count_messages(runtime: Runtime, name: str, options: dict) -> tuple[int, int]:
     """Communicators and messages of two steps."""
     made, sent = [], []
