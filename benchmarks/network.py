@@ -97,8 +97,8 @@ class Network:
 
     def limit(self, rate_mbit: int) -> None:
         """Let each host send, and receive, at this rate at most."""
-        # 2 ms, and more than the kernel's largest segment (64 KiB and headers): the limiter cuts up every segment that is
-        # larger than its burst, and cores that do this for eight links have no time left for the workers.
+        # 2 ms, and more than the kernel's largest segment (64 KiB and headers): the limiter cuts up every segment
+        # that is larger than its burst, and cores that do this for eight links have no time left for the workers.
         burst = max(100_000, rate_mbit * 1_000_000 // 8 // 500)
         shape = ["root", "tbf", "rate", f"{rate_mbit}mbit", "burst", str(burst), "latency", "100ms"]
         for number, host in enumerate(self.hosts):
