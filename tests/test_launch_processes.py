@@ -111,7 +111,7 @@ def test_a_second_ctrl_c_ends_all_workers_at_once(
 def test_ctrl_c_and_term_save_and_the_same_command_goes_on(
     number: signal.Signals, tmp_path: Path, digits_root: Path
 ) -> None:
-    command = quick(digits_root, "epochs=12", "optimizer.warmup_epochs=1", "cluster.cpu_workers_per_node=2")
+    command = quick(digits_root, "epochs=40", "optimizer.warmup_epochs=1", "cluster.cpu_workers_per_node=2")
     process = start_run_py(*command, cwd=tmp_path)
     wait_until(lambda: has_rows(tmp_path, 2), process, tmp_path)
     processes = children_of(process.pid)
@@ -127,7 +127,7 @@ def test_ctrl_c_and_term_save_and_the_same_command_goes_on(
     assert done.returncode == 0, done.stderr
     assert "every worker goes on exactly" in done.stdout
     assert only_run(tmp_path) == run_dir, "it goes on in the same directory"
-    assert pd.read_csv(run_dir / "metrics.csv")["epoch"].tolist() == list(range(1, 13))
+    assert pd.read_csv(run_dir / "metrics.csv")["epoch"].tolist() == list(range(1, 41))
     run = read(run_dir / "run.json")
     assert run["status"] == "completed"
     assert run["earlier"][0]["status"] == "preempted"

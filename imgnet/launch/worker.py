@@ -68,7 +68,9 @@ def write_to_log(run_dir: Path, rank: int) -> None:
     root.setLevel(logging.INFO)
     logging.raiseExceptions = False  # no traceback for each line that a full disk does not take
     if rank == 0:
-        logging.getLogger("imgnet").addHandler(_Terminal(logging.WARNING))
+        terminal = _Terminal(logging.WARNING)
+        terminal.addFilter(lambda record: record.levelno < logging.ERROR)  # why a worker fails its launcher says, once
+        logging.getLogger("imgnet").addHandler(terminal)
     else:
         sys.stdout.flush()
         sys.stderr.flush()
