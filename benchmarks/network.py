@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -146,7 +146,8 @@ def _tc(namespace: str, *arguments: str) -> None:
 def main(
     rates: Annotated[list[int], typer.Option("--rate", help="Mbit/s of each link.")] = [1000, 400, 200],  # noqa: B006
     steps: Annotated[int, typer.Option(help="Measured steps of each case, after two that are not.")] = 6,
-    compute_s: Annotated[float, typer.Option(help="Time of a forward and a backward pass.")] = 0.5,
+    compute_s: Annotated[float, typer.Option(help="Time of a forward and a backward pass.")] = 2.3,
+    bucket_mb: Annotated[int | None, typer.Option(help="Of all methods; as in a run where it is not given.")] = None,
     methods: Annotated[str, typer.Option(help="Which, with commas.")] = ",".join(METHODS),
     out: Annotated[Path | None, typer.Option(help="Results as JSON lines.")] = None,
 ) -> None:
@@ -161,20 +162,17 @@ def main(
     with Network() as network:
         for rate in rates:
             network.limit(rate)
-            results += measure_on_hosts(network, cases, rate, steps, compute_s)
+            task = {"rate_mbit": rate, "steps": steps, "compute_s": compute_s, "bucket_mb": bucket_mb}
+            results += measure_on_hosts(network, cases, task)
             title = f"{rate} Mbit/s, {compute_s} s of computation, TCP {network.congestion_control}"
             _print_table([result for result in results if result.rate_mbit == rate], title)
     if out is not None:
         out.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results), encoding="utf-8")
 
 
-def measure_on_hosts(
-    network: Network, cases: Sequence[Case], rate_mbit: int, steps: int, compute_s: float
-) -> list[Result]:
+def measure_on_hosts(network: Network, cases: Sequence[Case], settings: dict[str, Any]) -> list[Result]:
     """Run the cases one after the other, with one worker on each host."""
-    task = json.dumps(
-        {"cases": [asdict(case) for case in cases], "rate_mbit": rate_mbit, "steps": steps, "compute_s": compute_s}
-    )
+    task = json.dumps({"cases": [asdict(case) for case in cases]} | settings)
     workers: list[subprocess.Popen[str]] = []
     try:
         for rank, host in enumerate(network.hosts):

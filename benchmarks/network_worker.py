@@ -17,7 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torchvision.models import resnet50
 
 from benchmarks.network import HOSTS, Case, Result, address
-from imgnet.config import SgdConfig, WireDtype
+from imgnet.config import AllReduceConfig, DecentralizedConfig, SgdConfig, WireDtype
 from imgnet.optim.factory import build_optimizer
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.parallel.allreduce import AllReduce
@@ -31,7 +31,6 @@ PORT = 29_500
 WORKERS_PER_NODE = 2
 WARM_UP_STEPS = 2
 SHARE_OF_FORWARD = 1 / 3
-BUCKET_MB = 25
 NUM_PARAMETERS = 25_557_032
 WIDTHS = {"fp32": 4, "bf16": 2}
 SGD = SgdConfig(name="sgd", lr=1e-3, weight_decay=3e-5, momentum=0.9)
@@ -103,13 +102,14 @@ def objective(module: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return module(images) + 0 * targets.sum()
 
 
-def make_strategy(case: Case, module: nn.Module, runtime: Runtime) -> Strategy:
-    """What the case is about, on new parameters."""
+def make_strategy(case: Case, module: nn.Module, runtime: Runtime, bucket_mb: int | None) -> Strategy:
+    """What the case is about, on new parameters; with messages as large as a run's, where no size is given."""
+    defaults = AllReduceConfig if case.method == "allreduce" else DecentralizedConfig
     common = {
         "num_accumulation_steps": 1,
         "max_grad_norm": None,
         "scaler": LossScaler(runtime.device, enabled=False),
-        "bucket_mb": BUCKET_MB,
+        "bucket_mb": bucket_mb or defaults.bucket_mb,
     }
     if case.method == "allreduce":
         strategy = AllReduce(module, objective, lambda named: build_optimizer(named, SGD), runtime, **common)
@@ -138,7 +138,7 @@ def measure(case: Case, runtime: Runtime, task: dict[str, Any]) -> Result:
     """Steps of one case. Collective."""
     torch.manual_seed(0)
     module = PacedResNet50()
-    strategy = make_strategy(case, module, runtime)
+    strategy = make_strategy(case, module, runtime, task["bucket_mb"])
     draw = Random(1)  # noqa: S311  (which worker is slow)
     images, targets = torch.zeros(1, 3, 8, 8), torch.zeros(1)
 

@@ -156,6 +156,7 @@ class AllReduceConfig(TopologyConfig):
     """Gradients averaged over all workers in each step (``DistributedDataParallel``)."""
 
     bucket_mb: int = 25
+    """Size of a message; torch's own default."""
 
 
 @dataclass
@@ -173,7 +174,9 @@ class DecentralizedConfig(TopologyConfig):
     """Parameters averaged with a few workers in each step, behind the next forward and backward pass."""
 
     engine: Engine = Engine.imgnet
-    bucket_mb: int = 25
+    bucket_mb: int = 4
+    """Size of a message. On slow links small ones leave fewer gaps between a round and the next, which has other peers
+    (benchmarks/README.md); what starts them is hidden behind the computation."""
     every: int = 1
     """Average after each ``every``-th step only, throughout the run."""
     wire_dtype: WireDtype = WireDtype.fp32

@@ -12,6 +12,7 @@ from imgnet.optim.factory import build_optimizer
 from imgnet.runtime import Runtime
 
 SGD = SgdConfig(name="sgd", lr=0.1, weight_decay=1e-3, momentum=0.9)
+QUASI_GLOBAL = SgdConfig(name="sgd", lr=0.1, weight_decay=1e-3, momentum=0.9, quasi_global=True)
 ADAM = AdamConfig(name="adam", lr=1e-2, weight_decay=1e-3)
 ACCUM_ADAM = AccumAdamConfig(name="accum_adam", lr=1e-2, weight_decay=1e-3, accum_iter=3)
 GLOBAL_BATCH = 24

@@ -19,6 +19,7 @@ from tests.distributed.harness import on_workers
 from tests.distributed.models import (
     ACCUM_ADAM,
     ADAM,
+    QUASI_GLOBAL,
     SGD,
     make_loader,
     make_model,
@@ -120,15 +121,23 @@ def test_workers_of_a_ring_differ_while_allreduce_workers_do_not(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("topology", "world_size", "per_node"),
-    [("complete", 3, 3), ("ring", 4, 4), ("exp", 4, 4), ("alternating-exp-ring", 4, 2)],
+    ("topology", "config", "world_size", "per_node"),
+    [
+        ("complete", ADAM, 3, 3),
+        ("ring", ADAM, 4, 4),
+        ("ring", QUASI_GLOBAL, 4, 4),
+        ("exp", ADAM, 4, 4),
+        ("alternating-exp-ring", ADAM, 4, 2),
+    ],
 )
-def test_both_engines_give_the_same_parameters(topology: str, world_size: int, per_node: int, tmp_path: Path) -> None:
+def test_both_engines_give_the_same_parameters(
+    topology: str, config: OptimizerConfig, world_size: int, per_node: int, tmp_path: Path
+) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    ours = on_workers(train, world_size, tmp_path / "a", topology, ADAM, workers_per_node=per_node)
+    ours = on_workers(train, world_size, tmp_path / "a", topology, config, workers_per_node=per_node)
     theirs = on_workers(
-        train, world_size, tmp_path / "b", topology, ADAM, 1, None, "decent_dp", workers_per_node=per_node
+        train, world_size, tmp_path / "b", topology, config, 1, None, "decent_dp", workers_per_node=per_node
     )
     for mine, other in zip(ours, theirs, strict=True):
         assert relative_difference(mine, other) <= 1e-6
