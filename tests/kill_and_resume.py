@@ -1,6 +1,6 @@
 """Kill a run of the digits at random moments, start it again each time, and compare it with an undisturbed one.
 
-    python -m tests.kill_and_resume [--kills 30] [--seed 0] [--epochs 120]
+    python -m tests.kill_and_resume [--kills 30] [--seed 0] [--epochs 250]
 
 By turns one worker, all processes, and the launcher get SIGKILL. Checkpoints are made several times a second, so that
 some kills fall into the writing of one. At the end every worker's parameters, buffers, optimizer and random states, and
@@ -18,6 +18,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+from imgnet.rundir import read_json
 from tests.commands import start_run_py
 from tests.distributed.test_resume import assert_same
 from tests.test_launch_processes import children_of, is_alive, worker_pids
@@ -77,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--epochs", type=int, default=250)
     options = parser.parse_args()
     random.seed(options.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -95,12 +96,15 @@ def main() -> None:
                 break
             counts[victim] += 1
             run_dir = run_dir_in(rough)
+            if run_dir and read_json(run_dir / "run.json").get("status") == "completed":
+                break  # the kill came after the end; the same command would begin another run
             inside = bool(run_dir and list(run_dir.glob("checkpoints/.*")))
             num_inside += inside
             print(
                 f"kill {counts.total():2d}: {victim:9s}", "inside a checkpoint's writing" if inside else "", flush=True
             )
-        assert start(rough, options.epochs).wait() == 0, (rough / "out.txt").read_text()
+        else:
+            assert start(rough, options.epochs).wait() == 0, (rough / "out.txt").read_text()
         calm_dir, rough_dir = run_dir_in(calm), run_dir_in(rough)
         assert calm_dir
         assert rough_dir
