@@ -153,6 +153,7 @@ def _prepared(folder: Path, config: RunConfig) -> Path:
         as_yaml(config),
         overrides=[],
         seed=1,
+        epochs=config.epochs,
         world_size=config.cluster.nodes * config.cluster.gpus_per_node,  # type: ignore[attr-defined]
         identity="",
         status="queued",

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from imgnet.rundir import read_json
 
@@ -43,7 +44,7 @@ def show_comparison(run_dirs: Sequence[Path], console: Console | None = None) ->
     for name, run_dir in zip(distinct_names(run_dirs), run_dirs, strict=True):
         summary, run = read_json(run_dir / "summary.json"), read_json(run_dir / "run.json")
         table.add_row(
-            name,
+            Text(name),  # in which brackets are brackets
             str(run.get("status", "not started")),
             _number(summary, "epoch", ".0f"),
             _number(summary, "val_acc1", ".2f"),
@@ -66,10 +67,14 @@ def _console() -> Console:
 
 def distinct_names(run_dirs: Sequence[Path]) -> list[str]:
     """A name for each run: the overrides in which they differ, or the folder where there are none."""
-    overrides = [list(read_json(path / "run.json").get("overrides", [])) for path in run_dirs]
-    common = set(overrides[0]).intersection(*overrides) if overrides else set()
-    names = [" ".join(word for word in words if word not in common) for words in overrides]
+    names = differing([read_json(path / "run.json").get("overrides", []) for path in run_dirs])
     return [name or display_path(path) for name, path in zip(names, run_dirs, strict=True)]
+
+
+def differing(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Of the overrides of each run those that not all have; all of them where there is one run only."""
+    common = set(overrides[0]).intersection(*overrides) if len(overrides) > 1 else set()
+    return [" ".join(word for word in words if word not in common) for words in overrides]
 
 
 def display_path(path: Path) -> str:
