@@ -23,7 +23,7 @@ from imgnet.launch.cores import parse_core_list, share_of_cores
 from imgnet.launch.observe import observe
 from imgnet.launch.repeats import identity
 from imgnet.launch.slurm import JobState
-from imgnet.launch.snapshot import take_snapshot
+from imgnet.launch.snapshot import snapshot_of_now, take_snapshot
 from imgnet.launch.status import duration, show_status
 from tests.commands import ROOT, run_py
 
@@ -203,6 +203,26 @@ def test_snapshot_without_git_is_the_package(tmp_path: Path) -> None:
     (tmp_path / "site/other.py").touch()
     take_snapshot(tmp_path / "code", tmp_path / "site/pkg")
     assert [path.name for path in (tmp_path / "code").rglob("*")] == ["pkg", "__init__.py"]
+
+
+def test_snapshot_is_taken_again_when_a_file_has_changed(tmp_path: Path) -> None:
+    package, folder = tmp_path / "checkout/pkg", tmp_path / "sweep"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("1")
+    (package / "link").symlink_to("__init__.py")
+    assert snapshot_of_now(folder, package) == folder / "code"
+    take_snapshot(folder / "code", package)
+    (folder / "code/pkg/__pycache__").mkdir()  # a job has imported it
+    (folder / "code/pkg/__pycache__/x.pyc").touch()
+    (package / "__pycache__").mkdir()
+    assert snapshot_of_now(folder, package) == folder / "code"
+    (package / "__init__.py").write_text("2")
+    assert snapshot_of_now(folder, package) == folder / "code-2"
+    take_snapshot(folder / "code-2", package)
+    (package / "__init__.py").write_text("1")
+    assert snapshot_of_now(folder, package) == folder / "code"
+    (folder / "code/pkg/link").unlink()  # somebody has touched it
+    assert snapshot_of_now(folder, package) == folder / "code-3"
 
 
 SQUEUE = """\
