@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.averaging import float_buffers, standing_in
-from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
+from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.runtime import Runtime
 
 
@@ -68,8 +68,7 @@ class AllReduce(Strategy):
 
     def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
         """See :meth:`Strategy.step`."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate([self._optimizer], lr)
         if self._must_rehearse:
             self._rehearse(images, targets)
         loss = self._accumulate_gradients(images, targets)

@@ -26,7 +26,7 @@ from imgnet.parallel.averaging import float_buffers, neighbour_distance, standin
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.flat import NamedParameter, flatten, split_into_buckets
 from imgnet.parallel.mixing import Averaging, Mixer
-from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
+from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import Schedule
 from imgnet.runtime import Runtime
 
@@ -100,10 +100,9 @@ class Decentralized(Strategy):
 
     def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
         """See :meth:`Strategy.step`."""
+        set_learning_rate((bucket.optimizer for bucket in self._buckets), lr)
         for bucket in self._buckets:
             bucket.num_missing = len(bucket.parameters)
-            for group in bucket.optimizer.param_groups:
-                group["lr"] = lr
         self._next = 0
         loss = self._accumulate_gradients(images, targets)
         if not self._update_in_backward:

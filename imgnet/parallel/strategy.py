@@ -16,6 +16,12 @@ OptimizerFactory = Callable[[Iterable[tuple[str, Parameter]]], Optimizer]
 """Named parameters to their optimizer; called once, or once for each bucket of parameters."""
 
 
+def set_learning_rate(optimizers: Iterable[Optimizer], lr: float) -> None:
+    """Give the next update of all parameters this rate."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = lr
+
+
 class Strategy(ABC):
     """One way to train with many workers. Every method is collective."""
 
