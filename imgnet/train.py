@@ -230,7 +230,7 @@ class Loop:
         decision = NOTHING
         for _, batch in zip(range(self._left_of_epoch()), batches, strict=False):
             lr = self._learning_rate(progress.step)
-            loss = self.strategy.step(batch.images, batch.targets, lr)
+            loss = self.strategy.step(batch.images, batch.targets, lr, progress.step)
             progress.loss_sum += loss
             progress.step += 1
             tracker.advance()
@@ -297,7 +297,7 @@ class Loop:
 
     def _evaluate(self, row: dict[str, float]) -> dict[str, float]:
         start = time.perf_counter()
-        with self.strategy.averaged() as average:
+        with self.strategy.averaged(self.progress.step) as average:
             scores = evaluate(average.module, self.eval_loader, self.runtime.device, self.config.precision)
             self._export(average.module, scores, row)
         return {
@@ -387,8 +387,8 @@ class Loop:
 
     def _restore(self, state: dict[str, Any]) -> str:
         self.model.load_state_dict(state["model"])
-        self.strategy.restore(state["strategy"])
         self.progress = Progress(**state["progress"])
+        self.strategy.restore(state["strategy"], self.progress.step)
         self.progress.loss_sum = self.progress.loss_sum.to(self.runtime.device)
         restore_random_state(state["random"])
         return "every worker goes on exactly"
@@ -397,7 +397,9 @@ class Loop:
         self.model.load_state_dict(read_average(folder, manifest.world_size))
         if different:
             return f"its averaged model, from step 0, for the settings differ: {'; '.join(different)}"
+        written = Progress(**read_worker(folder, 0)["progress"])
         self.progress.step = manifest.step - manifest.step % self.steps_per_epoch
+        self.progress.train_time_s, self.progress.best_acc1 = written.train_time_s, written.best_acc1
         return (
             f"{manifest.world_size} workers wrote it, {self.runtime.world_size} go on from their averaged model with a "
             f"new optimizer, at the beginning of epoch {self.progress.step // self.steps_per_epoch + 1}"

@@ -83,8 +83,8 @@ class DecentDp(Strategy):
         self._optimizers.append(optimizer)
         return optimizer
 
-    def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-        """See :meth:`Strategy.step`."""
+    def step(self, images: Tensor, targets: Tensor, lr: float, step: int) -> Tensor:
+        """See :meth:`Strategy.step`. The package counts steps itself, from its first one on; it never resumes."""
         passes = self._num_accumulation_steps
         total = torch.zeros((), device=images.device)
         for number, (some, labels) in enumerate(zip(images.chunk(passes), targets.chunk(passes), strict=True), start=1):
@@ -97,7 +97,7 @@ class DecentDp(Strategy):
         return total
 
     @contextmanager
-    def averaged(self) -> Iterator[Average]:
+    def averaged(self, num_steps: int) -> Iterator[Average]:
         """See :meth:`Strategy.averaged`."""
         parameters = [parameter.data for parameter in self._module.parameters()]
         together = torch.cat([parameter.reshape(-1) for parameter in parameters])
@@ -108,9 +108,9 @@ class DecentDp(Strategy):
     def state(self) -> None:
         """None: the package has no state that could be saved and put back."""
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], num_steps: int) -> None:
         """Never called, for want of a state."""
-        raise AssertionError(f"decent-dp cannot go on from {sorted(state)}")
+        raise AssertionError(f"decent-dp cannot go on from {sorted(state)} after {num_steps} steps")
 
     def communication_wait_s(self) -> float:
         """0: the package does not say how long it waits."""

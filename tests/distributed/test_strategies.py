@@ -68,8 +68,9 @@ def train(
     """The same steps through a strategy; returns this worker's parameters."""
     model = make_model(seed=runtime.rank)  # rank 0's values must win
     strategy = make_strategy(runtime, model, topology, optimizer_config, passes, max_grad_norm, engine, bucket_mb)
-    for lr, batch in zip(rates(optimizer_config), make_loader(runtime).batches(epoch=0), strict=True):
-        strategy.step(batch.images, batch.targets, lr)
+    batches = zip(rates(optimizer_config), make_loader(runtime).batches(epoch=0), strict=True)
+    for step, (lr, batch) in enumerate(batches):
+        strategy.step(batch.images, batch.targets, lr, step)
     return parameters_of(model)
 
 
