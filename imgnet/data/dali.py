@@ -225,7 +225,9 @@ class DaliBackend(Backend):
 def _graph(px: int, device: str, resize: bool) -> Any:
     data = fn.external_source(name="data", no_copy=True)  # `_Prepared` keeps the bytes
     start, shape = (fn.external_source(name=name) for name in ("start", "shape"))
-    images = fn.decoders.image_slice(data, start, shape, axes=[0, 1], device=device, output_type=DALIImageType.RGB)
+    images: Any = fn.decoders.image_slice(
+        data, start, shape, axes=[0, 1], device=device, output_type=DALIImageType.RGB, adjust_orientation=False
+    )
     if not resize:
         return images
     roi_start, roi_end, mirrored = (fn.external_source(name=name) for name in ("roi_start", "roi_end", "mirrored"))
