@@ -90,6 +90,16 @@ def test_small_shards_are_shrunk_and_smaller_images_kept(folder, tmp_path):
             assert abs(after.width / after.height - before.width / before.height) < 0.03
 
 
+def test_the_same_images_give_the_same_shards(folder, tmp_path):
+    contents = []
+    for num_workers in (1, 2):
+        root = tmp_path / str(num_workers)
+        list(shard_folder(folder, root, num_shards=3, recipe=Recipe(45, 80), num_workers=num_workers))
+        contents.append({file.relative_to(root): file.read_bytes() for file in root.rglob("*") if file.is_file()})
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 8
+
+
 def test_shrunk_images_have_the_pixels_that_are_seen_without_shrinking(tmp_path):
     turned, values = Image.Exif(), np.linspace(0, 65535, 90 * 60).reshape(60, 90).astype(np.uint16)
     turned[0x0112] = 6
