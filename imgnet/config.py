@@ -142,6 +142,9 @@ class DataConfig:
     flip_probability: float = 0.5
     mean: list[float] = MISSING
     std: list[float] = MISSING
+    keep: list[str] = field(default_factory=list)
+    """Keys, such as ``mean``, that weights (``model.pretrained``, ``model.weights``) leave as they are here. Those that
+    are typed on the command line are added by themselves (:mod:`imgnet.published`)."""
     num_workers: int | None = None
     """Decoding processes (torchvision) or threads (DALI) of each worker; null: its share of the cores, less one for
     training. 0: torchvision decodes in the training process, DALI in one thread."""
