@@ -76,6 +76,13 @@ class DataBackend(Enum):
     torchvision = "torchvision"
 
 
+class Interpolation(Enum):
+    """How the pixels of a resized image follow from those around them."""
+
+    bilinear = "bilinear"
+    bicubic = "bicubic"
+
+
 class OnBadImage(Enum):
     """What an image that cannot be decoded does to a run: it ends it, or it is left out and counted."""
 
@@ -120,13 +127,24 @@ class DataConfig:
     """Side of the validation crop."""
     eval_resize_px: int = MISSING
     """Shorter side that an image is resized to before its central ``eval_px`` are cut out."""
+    eval_squash: bool = False
+    """Both sides are resized to ``eval_resize_px``, whatever the proportions of the image."""
+    interpolation: Interpolation = Interpolation.bilinear
+    """Of all resizing, in training and in validation."""
+    antialias: bool = True
+    """Images that shrink are smoothed, as Pillow does; false: pixels between those that are looked at do not count."""
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
     """Smallest and largest share of the image's area in a training crop."""
     crop_ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
     """Smallest and largest width / height of a training crop, before resizing to a square."""
+    crop_attempts: int = 10
+    """Draws of a training crop, of which the first that fits into the image is taken; if none does, a central one."""
     flip_probability: float = 0.5
     mean: list[float] = MISSING
     std: list[float] = MISSING
+    keep: list[str] = field(default_factory=list)
+    """Keys, such as ``mean``, that weights (``model.pretrained``, ``model.weights``) leave as they are here. Those that
+    are typed on the command line are added by themselves (:mod:`imgnet.published`)."""
     num_workers: int | None = None
     """Decoding processes (torchvision) or threads (DALI) of each worker; null: its share of the cores, less one for
     training. 0: torchvision decodes in the training process, DALI in one thread."""
