@@ -86,6 +86,17 @@ class Interpolation(Enum):
     bicubic = "bicubic"
 
 
+class Decay(Enum):
+    """Which parameters weight decay is applied to.
+
+    ``by_shape``: those of two or more dimensions, so neither biases nor normalisation. ``by_name``: all whose names
+    hold neither ``bn`` nor ``bias``, as in the paper's code; ResNet's ``downsample.1.weight`` is decayed then.
+    """
+
+    by_shape = "by_shape"
+    by_name = "by_name"
+
+
 class OnBadImage(Enum):
     """What an image that cannot be decoded does to a run: it ends it, or it is left out and counted."""
 
@@ -108,9 +119,10 @@ class ModelConfig:
 
     name: str = MISSING
     pretrained: bool = False
-    """Start from the published weights of that name (downloaded by torchvision or timm)."""
+    """Start from the published weights of that name (downloaded by torchvision or timm), or evaluate them. They bring
+    their preprocessing (:mod:`imgnet.published`)."""
     weights: str | None = None
-    """Start from, or evaluate, this exported model (``.safetensors``)."""
+    """Start from, or evaluate, this exported model (``.safetensors``), which brings its preprocessing too."""
 
 
 @dataclass
@@ -248,7 +260,8 @@ class OptimizerConfig:
     name: str = MISSING
     lr: float = MISSING
     weight_decay: float = MISSING
-    """Applied to parameters of two or more dimensions; biases and normalisation are never decayed."""
+    decay: Decay = Decay.by_shape
+    """What ``weight_decay`` is applied to."""
     warmup_epochs: float = 5.0
     warmup_factor: float = 0.01
     """The warm-up starts at ``warmup_factor * lr``."""
@@ -386,6 +399,10 @@ class RunConfig:
     max_grad_norm: float | None = None
     """Gradients are scaled down to this Euclidean norm over the whole model of a worker."""
     evaluate_every_epochs: int = 1
+    evaluate_precision: Precision | None = None
+    """Arithmetic of the forward pass in evaluation; null: that of training."""
+    evaluate_label_smoothing: float = 0.0
+    """In ``val_loss``; ``train_loss`` has ``label_smoothing``."""
     log_every_steps: int = 50
     skip_completed: bool | None = None
     """Leave out runs that are already completed with the same configuration; null: on Slurm yes, elsewhere no."""

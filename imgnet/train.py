@@ -23,7 +23,7 @@ from imgnet.checkpoint.folder import read_average, read_worker
 from imgnet.checkpoint.manifest import Manifest, candidates, differences, remove_partial, trained_settings
 from imgnet.checkpoint.resume import newest_whole
 from imgnet.checkpoint.writer import Writer
-from imgnet.config import Mode, RunConfig
+from imgnet.config import Mode, Precision, RunConfig
 from imgnet.data.backend import Batch
 from imgnet.data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, prepare_nodes
 from imgnet.evaluate import AUTOCAST_DTYPES, Scores, autocast, evaluate
@@ -88,9 +88,17 @@ def _model(config: RunConfig, runtime: Runtime) -> nn.Module:
 
 def _evaluate_only(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module) -> None:
     with closing(_eval_loader(config, runtime)) as loader:
-        scores = evaluate(model, loader, runtime.device, config.precision)
+        scores = _scores(config, model, loader, runtime)
     if runtime.is_main:
         rundir.write_summary(run_dir, vars(scores) | {"weights": config.model.weights})
+
+
+def _scores(config: RunConfig, module: nn.Module, loader: EvalLoader, runtime: Runtime) -> Scores:
+    return evaluate(module, loader, runtime.device, _eval_precision(config), config.evaluate_label_smoothing)
+
+
+def _eval_precision(config: RunConfig) -> Precision:
+    return config.precision if config.evaluate_precision is None else config.evaluate_precision
 
 
 def _eval_loader(config: RunConfig, runtime: Runtime) -> EvalLoader:
@@ -99,12 +107,8 @@ def _eval_loader(config: RunConfig, runtime: Runtime) -> EvalLoader:
         local_batch_size=EVAL_IMAGES_PER_BATCH,
         channels_last=config.channels_last,
         worker=runtime,
-        dtype=_image_dtype(config),
+        dtype=AUTOCAST_DTYPES.get(_eval_precision(config), torch.float32),
     )
-
-
-def _image_dtype(config: RunConfig) -> torch.dtype:
-    return AUTOCAST_DTYPES.get(config.precision, torch.float32)
 
 
 def _train_loader(config: RunConfig, runtime: Runtime) -> TrainLoader:
@@ -114,7 +118,7 @@ def _train_loader(config: RunConfig, runtime: Runtime) -> TrainLoader:
         global_batch_size=config.global_batch_size,
         channels_last=config.channels_last,
         worker=runtime,
-        dtype=_image_dtype(config),
+        dtype=AUTOCAST_DTYPES.get(config.precision, torch.float32),
     )
 
 
@@ -307,7 +311,7 @@ class Loop:
     def _evaluate(self, row: dict[str, float]) -> dict[str, float]:
         start = time.perf_counter()
         with self.strategy.averaged(self.progress.step) as average:
-            scores = evaluate(average.module, self.eval_loader, self.runtime.device, self.config.precision)
+            scores = _scores(self.config, average.module, self.eval_loader, self.runtime)
             self._export(average.module, scores, row)
         return {
             "val_loss": scores.val_loss,
