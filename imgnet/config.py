@@ -5,9 +5,11 @@ Units are in the names: ``_epochs``, ``_steps``, ``_min`` (minutes), ``_gb`` (10
 ``_px`` (pixels).
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -509,6 +511,16 @@ def plain(config: RunConfig) -> dict[str, Any]:
 
 def _plain_value(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else value
+
+
+def as_yaml(config: RunConfig) -> str:
+    """The same as the text of a file, for :func:`read`."""
+    return "".join(_section(key, json.dumps(value)) for key, value in plain(config).items())
+
+
+@cache  # hundreds of runs of a sweep differ in few keys
+def _section(key: str, value: str) -> str:
+    return OmegaConf.to_yaml({key: json.loads(value)})
 
 
 def read(path: Path) -> RunConfig:

@@ -29,7 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from imgnet.config import ConfigError
 from imgnet.runtime import running_under_slurm
@@ -62,9 +62,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 def create(
     run_dir: Path,
-    composed: DictConfig,
-    hydra: DictConfig | None,
+    config: str,
     *,
+    hydra: str | None = None,
     overrides: Sequence[str],
     seed: int,
     world_size: int,
@@ -75,8 +75,8 @@ def create(
 
     Args:
         run_dir: the directory.
-        composed: the run's configuration.
-        hydra: Hydra's own part, where it is known.
+        config: the run's configuration, as YAML.
+        hydra: Hydra's own part, as YAML, where it is known.
         overrides: what the user typed.
         seed: of the run.
         world_size: number of workers.
@@ -85,10 +85,10 @@ def create(
     """
     for folder in (run_dir / ".hydra", run_dir / "checkpoints", run_dir / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
-    (run_dir / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(composed), encoding="utf-8")
+    (run_dir / ".hydra" / "config.yaml").write_text(config, encoding="utf-8")
     (run_dir / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)), encoding="utf-8")
     if hydra is not None:
-        (run_dir / ".hydra" / "hydra.yaml").write_text(OmegaConf.to_yaml(hydra), encoding="utf-8")
+        (run_dir / ".hydra" / "hydra.yaml").write_text(hydra, encoding="utf-8")
     write_run(
         run_dir,
         command=_command(),

@@ -10,10 +10,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from imgnet import rundir
-from imgnet.config import RunConfig, SlurmConfig, parse, parse_saved, plain
+from imgnet.config import RunConfig, SlurmConfig, as_yaml, parse, plain, read
 from imgnet.launch import slurm
 from imgnet.launch.batch import QueuedRun, arrays_of, batch_script, problems, ranges
 from imgnet.launch.cores import parse_core_list, share_of_cores
@@ -164,11 +165,11 @@ def test_two_sockets_are_shared_by_their_own_gpus() -> None:
 
 @pytest.mark.parametrize("cluster", ["local", "4xA40", "64xT4", "16xA100"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "accum_adam"])
-def test_configuration_is_read_back_as_it_was(cluster: str, optimizer: str) -> None:
-    from omegaconf import OmegaConf
-
-    config = composed(f"cluster={cluster}", f"optimizer={optimizer}", "topology=allreduce")
-    assert parse_saved(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(plain(config))))) == config
+def test_configuration_is_read_back_as_it_was(cluster: str, optimizer: str, tmp_path: Path) -> None:
+    config = composed(f"cluster={cluster}", f"optimizer={optimizer}", "topology=allreduce", "name='1e5'")
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
+    assert read(tmp_path / "config.yaml") == config
+    assert as_yaml(config) == OmegaConf.to_yaml(OmegaConf.create(plain(config)))
 
 
 def test_same_result_is_the_same_run() -> None:

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from imgnet import rundir
 from imgnet.cli import app
-from imgnet.config import RunConfig, plain
+from imgnet.config import RunConfig, as_yaml
 from imgnet.launch import job
 from imgnet.rundir import ExitRecord
 from tests.commands import ROOT, environment, run_py
@@ -151,8 +150,7 @@ def test_tools_refuse_in_one_line(work: Path) -> None:
 def _prepared(folder: Path, config: RunConfig) -> Path:
     rundir.create(
         folder,
-        OmegaConf.create(plain(config)),
-        None,
+        as_yaml(config),
         overrides=[],
         seed=1,
         world_size=config.cluster.nodes * config.cluster.gpus_per_node,  # type: ignore[attr-defined]

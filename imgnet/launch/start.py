@@ -51,8 +51,8 @@ def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layo
     hydra = HydraConfig.get()
     rundir.create(
         run_dir,
-        composed,
-        OmegaConf.structured(hydra),
+        OmegaConf.to_yaml(composed),
+        hydra=OmegaConf.to_yaml(OmegaConf.structured(hydra)),
         overrides=list(hydra.overrides.task),
         seed=config.seed,
         world_size=layout.world_size,
