@@ -15,7 +15,7 @@ from scipy.special import stdtr, stdtrit
 LEVEL = 0.95
 """Of every interval that is shown."""
 MIN_PAIRS_FOR_P = 6
-"""Below it no p is shown: by signs alone, without trust in a normal distribution, p is at least ``2 / 2**5 = 0.0625``."""
+"""Below it no p is shown: by signs alone, without trust in a normal distribution, five pairs give at best 2 / 2^5."""
 
 ROUNDING = 1e-12
 """Relative; what is nearer to each other is the same."""
