@@ -37,6 +37,22 @@ from imgnet.runtime import running_under_slurm
 
 STATUSES = ("queued", "running", "completed", "failed", "preempted")
 LOCK = ".lock"
+NOT_IN_THE_RESULT = ("checkpoint", "log_every_steps", "skip_completed", "tracking")
+"""Keys of a configuration in which runs may differ and still be the same run: how it is queued, shown and sent."""
+NOT_IN_THE_RESULT_OF_CLUSTER = (
+    "account",
+    "dry_run",
+    "exclude",
+    "max_parallel",
+    "max_requeues",
+    "notice_min",
+    "mem_gb",
+    "name",
+    "partition",
+    "sbatch",
+    "timeout_min",
+    "wait",
+)
 MOST_OF_DIFF = 2**20
 """Characters of ``code.diff``; whoever changes more has committed data by mistake."""
 VERSIONS_OF = ("imgnet", "torch", "torchvision", "timm", "decent-dp", "hydra-core", "numpy")
@@ -131,6 +147,13 @@ def reopen(run_dir: Path) -> None:
         status="running",
         error=None,
     )
+
+
+def find(path: Path) -> list[Path]:
+    """All run directories that are ``path`` or lie up to three folders below, in the order of their sweeps."""
+    depths = ("run.json", "*/run.json", "*/*/run.json", "*/*/*/run.json")
+    found = [file.parent for pattern in depths for file in path.glob(pattern)]
+    return sorted(found, key=lambda run: (run.parent, len(run.name), run.name))
 
 
 @contextmanager
