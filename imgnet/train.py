@@ -320,6 +320,7 @@ class Loop:
             "consensus_distance": average.consensus_distance,
             "neighbour_distance": average.neighbour_distance,
             "eval_time_s": time.perf_counter() - start,
+            "num_val_images": scores.num_images,
         }
 
     def _export(self, module: nn.Module, scores: Scores, row: dict[str, float]) -> None:

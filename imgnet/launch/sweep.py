@@ -21,7 +21,7 @@ from imgnet.launch.repeats import made_before, to_be_continued
 from imgnet.launch.submit import is_dry, refuse_what_slurm_would, show_plan, submit
 from imgnet.launch.wait import wait_for, waits
 from imgnet.published import PREPROCESSING
-from imgnet.results.table import show_comparison
+from imgnet.results.table import show_results
 from imgnet.runtime import Placement, placement_from_environment
 
 
@@ -119,7 +119,7 @@ def _conclude(returns: list[JobReturn]) -> list[JobReturn]:
     """Compare what came out, and end the process where a run failed."""
     ended = [result for result in returns if result.status is not JobStatus.UNKNOWN]
     if len(ended) == len(returns) > 1:
-        show_comparison([Path(result.working_dir) for result in returns if result.working_dir])
+        show_results([Path(result.working_dir) for result in returns if result.working_dir])
     failed = [result for result in ended if result.status is JobStatus.FAILED]
     if failed:
         _say_which_failed(failed, len(returns))
