@@ -196,6 +196,7 @@ class Loop:
         self.strategy = strategy
         self.train_loader = train_loader
         self.eval_loader = eval_loader
+        self.preprocessing = published.preprocessing_of(published.shown(config))
         self.writer = Writer(run_dir / "checkpoints", runtime.rank, config.checkpoint.keep_last)
         self.progress = Progress(0, 0.0, 0.0, torch.zeros((), device=runtime.device), float("-inf"))
 
@@ -243,7 +244,7 @@ class Loop:
         decision = NOTHING
         for _, batch in zip(range(self._left_of_epoch()), batches, strict=False):
             lr = self._learning_rate(progress.step)
-            loss = self.strategy.step(batch.images, batch.targets, lr)
+            loss = self.strategy.step(batch.images, batch.targets, lr, progress.step)
             progress.loss_sum += loss
             progress.step += 1
             tracker.advance()
@@ -310,7 +311,7 @@ class Loop:
 
     def _evaluate(self, row: dict[str, float]) -> dict[str, float]:
         start = time.perf_counter()
-        with self.strategy.averaged() as average:
+        with self.strategy.averaged(self.progress.step) as average:
             scores = _scores(self.config, average.module, self.eval_loader, self.runtime)
             self._export(average.module, scores, row)
         return {
@@ -330,7 +331,7 @@ class Loop:
             return
         about = {
             "settings": trained_settings(self.config),
-            "preprocessing": self._preprocessing(),
+            "preprocessing": self.preprocessing,
             "epoch": row["epoch"],
             "step": row["step"],
         } | vars(scores)
@@ -339,9 +340,6 @@ class Loop:
             _export_if_there_is_room(folder / "best.safetensors", module, about)
         if self.progress.step >= self.num_steps:
             export_model(folder / "final.safetensors", module, about)
-
-    def _preprocessing(self) -> dict[str, Any]:
-        return published.preprocessing_of(published.shown(self.config))
 
     def _check_loss(self, row: dict[str, float]) -> None:
         if not math.isfinite(row["train_loss"]):
@@ -377,7 +375,7 @@ class Loop:
             world_size=self.runtime.world_size,
             trained=trained_settings(self.config),
             metrics=row,
-            preprocessing=self._preprocessing(),
+            preprocessing=self.preprocessing,
         )
         self.writer.write(state, manifest)
         if requests is not None:
@@ -409,8 +407,8 @@ class Loop:
 
     def _restore(self, state: dict[str, Any]) -> str:
         self.model.load_state_dict(state["model"])
-        self.strategy.restore(state["strategy"])
         self.progress = Progress(**state["progress"])
+        self.strategy.restore(state["strategy"], self.progress.step)
         self.progress.loss_sum = self.progress.loss_sum.to(self.runtime.device)
         restore_random_state(state["random"])
         return "every worker goes on exactly"
@@ -419,7 +417,9 @@ class Loop:
         self.model.load_state_dict(read_average(folder, manifest.world_size))
         if different:
             return f"its averaged model, from step 0, for the settings differ: {'; '.join(different)}"
+        written = Progress(**read_worker(folder, 0)["progress"])
         self.progress.step = manifest.step - manifest.step % self.steps_per_epoch
+        self.progress.train_time_s, self.progress.best_acc1 = written.train_time_s, written.best_acc1
         return (
             f"{manifest.world_size} workers wrote it, {self.runtime.world_size} go on from their averaged model with a "
             f"new optimizer, at the beginning of epoch {self.progress.step // self.steps_per_epoch + 1}"
