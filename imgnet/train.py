@@ -196,6 +196,7 @@ class Loop:
         self.strategy = strategy
         self.train_loader = train_loader
         self.eval_loader = eval_loader
+        self.preprocessing = published.preprocessing_of(published.shown(config))
         self.writer = Writer(run_dir / "checkpoints", runtime.rank, config.checkpoint.keep_last)
         self.progress = Progress(0, 0.0, 0.0, torch.zeros((), device=runtime.device), float("-inf"))
 
@@ -331,7 +332,7 @@ class Loop:
             return
         about = {
             "settings": trained_settings(self.config),
-            "preprocessing": self._preprocessing(),
+            "preprocessing": self.preprocessing,
             "epoch": row["epoch"],
             "step": row["step"],
         } | vars(scores)
@@ -340,9 +341,6 @@ class Loop:
             _export_if_there_is_room(folder / "best.safetensors", module, about)
         if self.progress.step >= self.num_steps:
             export_model(folder / "final.safetensors", module, about)
-
-    def _preprocessing(self) -> dict[str, Any]:
-        return published.preprocessing_of(published.shown(self.config))
 
     def _check_loss(self, row: dict[str, float]) -> None:
         if not math.isfinite(row["train_loss"]):
@@ -378,7 +376,7 @@ class Loop:
             world_size=self.runtime.world_size,
             trained=trained_settings(self.config),
             metrics=row,
-            preprocessing=self._preprocessing(),
+            preprocessing=self.preprocessing,
         )
         self.writer.write(state, manifest)
         if requests is not None:
