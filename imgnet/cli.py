@@ -40,11 +40,11 @@ def status(
     path: Annotated[Path, typer.Argument(help="A run, a sweep, or a folder of sweeps.")] = Path("multirun_outputs"),
     last: Annotated[int, typer.Option("--last", "-n", help="Show so many runs, the newest.", min=1)] = 50,
 ) -> None:
-    """Show how runs are doing: state in Slurm, epoch, top-1, time left; for a failure its error and its log."""
+    """Show how runs are doing, the newest last: state in Slurm, epoch, top-1, time left; of a failure error and log."""
     from imgnet.launch.observe import observe
-    from imgnet.launch.status import show_status
+    from imgnet.launch.status import by_time, show_status
 
-    found = _below(path)
+    found = by_time(_below(path))
     show_status(observe(found[-last:]))
     if len(found) > last:
         typer.echo(f"{len(found) - last} older runs are not shown; --last {len(found)} shows all")

@@ -55,6 +55,7 @@ def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layo
         hydra=OmegaConf.to_yaml(OmegaConf.structured(hydra)),
         overrides=list(hydra.overrides.task),
         seed=config.seed,
+        epochs=config.epochs,
         world_size=layout.world_size,
         identity=identity(config),
     )
