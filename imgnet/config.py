@@ -81,6 +81,24 @@ class DataBackend(Enum):
     torchvision = "torchvision"
 
 
+class Interpolation(Enum):
+    """How the pixels of a resized image follow from those around them."""
+
+    bilinear = "bilinear"
+    bicubic = "bicubic"
+
+
+class Decay(Enum):
+    """Which parameters weight decay is applied to.
+
+    ``by_shape``: those of two or more dimensions, so neither biases nor normalisation. ``by_name``: all whose names
+    hold neither ``bn`` nor ``bias``, as in the paper's code; ResNet's ``downsample.1.weight`` is decayed then.
+    """
+
+    by_shape = "by_shape"
+    by_name = "by_name"
+
+
 class OnBadImage(Enum):
     """What an image that cannot be decoded does to a run: it ends it, or it is left out and counted."""
 
@@ -103,9 +121,10 @@ class ModelConfig:
 
     name: str = MISSING
     pretrained: bool = False
-    """Start from the published weights of that name (downloaded by torchvision or timm)."""
+    """Start from the published weights of that name (downloaded by torchvision or timm), or evaluate them. They bring
+    their preprocessing (:mod:`imgnet.published`)."""
     weights: str | None = None
-    """Start from, or evaluate, this exported model (``.safetensors``)."""
+    """Start from, or evaluate, this exported model (``.safetensors``), which brings its preprocessing too."""
 
 
 @dataclass
@@ -125,13 +144,24 @@ class DataConfig:
     """Side of the validation crop."""
     eval_resize_px: int = MISSING
     """Shorter side that an image is resized to before its central ``eval_px`` are cut out."""
+    eval_squash: bool = False
+    """Both sides are resized to ``eval_resize_px``, whatever the proportions of the image."""
+    interpolation: Interpolation = Interpolation.bilinear
+    """Of all resizing, in training and in validation."""
+    antialias: bool = True
+    """Images that shrink are smoothed, as Pillow does; false: pixels between those that are looked at do not count."""
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
     """Smallest and largest share of the image's area in a training crop."""
     crop_ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
     """Smallest and largest width / height of a training crop, before resizing to a square."""
+    crop_attempts: int = 10
+    """Draws of a training crop, of which the first that fits into the image is taken; if none does, a central one."""
     flip_probability: float = 0.5
     mean: list[float] = MISSING
     std: list[float] = MISSING
+    keep: list[str] = field(default_factory=list)
+    """Keys, such as ``mean``, that weights (``model.pretrained``, ``model.weights``) leave as they are here. Those that
+    are typed on the command line are added by themselves (:mod:`imgnet.published`)."""
     num_workers: int | None = None
     """Decoding processes (torchvision) or threads (DALI) of each worker; null: its share of the cores, less one for
     training. 0: torchvision decodes in the training process, DALI in one thread."""
@@ -232,7 +262,8 @@ class OptimizerConfig:
     name: str = MISSING
     lr: float = MISSING
     weight_decay: float = MISSING
-    """Applied to parameters of two or more dimensions; biases and normalisation are never decayed."""
+    decay: Decay = Decay.by_shape
+    """What ``weight_decay`` is applied to."""
     warmup_epochs: float = 5.0
     warmup_factor: float = 0.01
     """The warm-up starts at ``warmup_factor * lr``."""
@@ -370,6 +401,10 @@ class RunConfig:
     max_grad_norm: float | None = None
     """Gradients are scaled down to this Euclidean norm over the whole model of a worker."""
     evaluate_every_epochs: int = 1
+    evaluate_precision: Precision | None = None
+    """Arithmetic of the forward pass in evaluation; null: that of training."""
+    evaluate_label_smoothing: float = 0.0
+    """In ``val_loss``; ``train_loss`` has ``label_smoothing``."""
     log_every_steps: int = 50
     skip_completed: bool | None = None
     """Leave out runs that are already completed with the same configuration; null: on Slurm yes, elsewhere no."""

@@ -47,7 +47,7 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
     (["hydra/laucher=basic"], ["there is no group 'hydra/laucher'; did you mean 'hydra/launcher'?"]),
     (
         ["+experiments=zzzzz"],
-        ["there is no such experiment; known: digits_topologies/study, quickstart"],
+        ["there is no such experiment; known: digits_topologies/study, paper, quickstart"],
     ),
     (
         ["+experiments=quickstrt"],
@@ -75,8 +75,8 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
     (
         [QUICK, "optimizer.momentum=0.9"],
         [
-            "unknown key 'optimizer.momentum'; in optimizer, known: betas, eps, lr, min_lr, name, warmup_epochs, "
-            "warmup_factor, weight_decay"
+            "unknown key 'optimizer.momentum'; in optimizer, known: betas, decay, eps, lr, min_lr, name, "
+            "warmup_epochs, warmup_factor, weight_decay"
         ],
     ),
     ([QUICK, "topology=allreduce", "topology.engine=imgnet"], ["unknown key 'topology.engine'; in topology, known: "]),

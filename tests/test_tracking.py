@@ -31,6 +31,7 @@ ROW = {
     "neighbour_distance": 0.25,
     "lr": 0.1,
     "eval_time_s": 0.5,
+    "num_val_images": 360,
 }
 
 

@@ -15,23 +15,8 @@ from imgnet.checkpoint.manifest import steps_of
 from imgnet.config import Mode, RunConfig, SlurmConfig, plain
 from imgnet.launch.observe import Observed, observe
 from imgnet.results.table import display_path
-from imgnet.rundir import is_claimed, read_json
+from imgnet.rundir import NOT_IN_THE_RESULT, NOT_IN_THE_RESULT_OF_CLUSTER, is_claimed, read_json
 
-NOT_IN_THE_RESULT = ("checkpoint", "log_every_steps", "skip_completed", "tracking")
-NOT_IN_THE_RESULT_OF_CLUSTER = (
-    "account",
-    "dry_run",
-    "exclude",
-    "max_parallel",
-    "max_requeues",
-    "notice_min",
-    "mem_gb",
-    "name",
-    "partition",
-    "sbatch",
-    "timeout_min",
-    "wait",
-)
 STANDARD_FOLDER = Path("multirun_outputs")
 
 

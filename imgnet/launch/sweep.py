@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -23,7 +24,8 @@ from imgnet.launch.repeats import made_before, to_be_continued
 from imgnet.launch.start import no_other_launcher
 from imgnet.launch.submit import is_dry, refuse_what_slurm_would, show_plan, submit
 from imgnet.launch.wait import wait_for, waits
-from imgnet.results.table import show_comparison
+from imgnet.published import PREPROCESSING
+from imgnet.results.table import show_results
 from imgnet.runtime import Placement, placement_from_environment
 
 
@@ -41,6 +43,7 @@ class TypedRun:
         Composed anew each time: a sweep of hundreds would hold millions of nodes.
         """
         config = self.composer.compose(self.overrides)
+        _keep_what_was_typed(config, self.overrides)
         with read_write(config), open_dict(config):
             config.hydra.job.num = self.number
             config.hydra.job.id = str(self.number)
@@ -163,7 +166,7 @@ def _conclude(returns: list[JobReturn]) -> list[JobReturn]:
     """Compare what came out, and end the process where a run failed."""
     ended = [result for result in returns if result.status is not JobStatus.UNKNOWN]
     if len(ended) == len(returns) > 1:
-        show_comparison([Path(result.working_dir) for result in returns if result.working_dir])
+        show_results([Path(result.working_dir) for result in returns if result.working_dir])
     failed = [result for result in ended if result.status is JobStatus.FAILED]
     if failed:
         _say_which_failed(failed, len(returns))
@@ -198,6 +201,16 @@ def _accept(run: TypedRun, placement: Placement | None) -> Accepted:
     config = parse(composed)
     check(config, placement)
     return Accepted(run, config, str(composed.hydra.sweep.subdir))
+
+
+def _keep_what_was_typed(config: DictConfig, typed: Sequence[str]) -> None:
+    """Note which keys a run's weights must leave alone. A run without weights is the same however it was typed."""
+    if not (OmegaConf.select(config, "model.pretrained") or OmegaConf.select(config, "model.weights")):
+        return
+    parser = OverridesParser.create()
+    keys = {parser.parse_override(word).key_or_group.removeprefix("data.") for word in typed if "data." in word}
+    kept = {*(OmegaConf.select(config, "data.keep") or []), *keys.intersection(PREPROCESSING)}
+    OmegaConf.update(config, "data.keep", sorted(kept), force_add=True)
 
 
 def _where(runs: Sequence[str], num_runs: int) -> str:

@@ -1,6 +1,7 @@
-"""Tables in the terminal: one run, or several side by side."""
+"""What a command prints of a run that it has made, and the names of runs."""
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from imgnet.rundir import read_json
 
@@ -34,29 +34,21 @@ def show_run(run_dir: Path, console: Console | None = None) -> None:
         console.print(f"next:    imgnet plot {typed_path(run_dir)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_comparison(run_dirs: Sequence[Path], console: Console | None = None) -> None:
-    """Print one row for each run: what was chosen, and what came out."""
-    console = console or _console()
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("run")
-    for column in ("status", "epochs", "top-1 %", "best %", "distance", "training s", "images/s"):
-        table.add_column(column, justify="right")
-    for name, run_dir in zip(distinct_names(run_dirs), run_dirs, strict=True):
-        summary, run = read_json(run_dir / "summary.json"), read_json(run_dir / "run.json")
-        table.add_row(
-            Text(name),  # in which brackets are brackets
-            str(run.get("status", "not started")),
-            _number(summary, "epoch", ".0f"),
-            _number(summary, "val_acc1", ".2f"),
-            _number(summary, "best_acc1", ".2f"),
-            _number(summary, "consensus_distance", ".3g"),
-            _number(summary, "train_time_s", ".1f"),
-            _number(summary, "images_per_s", ",.0f"),
-        )
-    console.print(table)
+def show_results(run_dirs: Sequence[Path]) -> None:
+    """Print what came out of the runs of one command, as ``imgnet results`` does."""
+    from imgnet.results.files import Problems  # scipy takes half a second, which no start of a run has to wait for
+    from imgnet.results.formats import print_sheets, sheets
+    from imgnet.results.groups import group_runs
+    from imgnet.results.measures import results_of
+    from imgnet.results.read import read_run
+
+    problems = Problems()
+    runs = [run for run_dir in run_dirs if (run := read_run(run_dir, problems)) is not None]
+    print_sheets(sheets(results_of(group_runs(runs))))
+    sys.stderr.writelines(f"{line}\n" for line in problems.lines())
     folders = sorted({path.parent for path in run_dirs})
     shown = " ".join(typed_path(path) for path in (folders if len(folders) == 1 else run_dirs))
-    console.print(f"next: imgnet plot {shown}", markup=False, highlight=False, soft_wrap=True)
+    print(f"next: imgnet report {shown}")
 
 
 def _console() -> Console:
