@@ -17,10 +17,13 @@ import fcntl
 import json
 import os
 import platform
+import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -55,6 +58,10 @@ NOT_IN_THE_RESULT_OF_CLUSTER = (
 )
 MOST_OF_DIFF = 2**20
 """Characters of ``code.diff``; whoever changes more has committed data by mistake."""
+BESIDE = r"\..+?(\.\d+){1,2}"
+"""Names of files that are being written: the file's, the process, and the thread where several may write."""
+WRITING_S = 60
+"""No such file is written for longer, unless its process is gone."""
 VERSIONS_OF = ("imgnet", "torch", "torchvision", "timm", "decent-dp", "hydra-core", "numpy")
 
 
@@ -72,11 +79,35 @@ class ExitRecord:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``; a crash leaves the old file or the new one."""
+    """Replace ``path`` by ``text``; a crash leaves the old file or the new one.
+
+    Raises:
+        OSError: with ``path`` in it; the old file is what it was, and nothing is left beside.
+    """
     # A worker's thread for signals may write at the same moment as its main thread.
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what killed processes left of files and checkpoints that they had not written to the end."""
+    for folder in (run_dir, run_dir / "logs", run_dir / "checkpoints"):
+        for path in folder.glob(".*"):
+            if re.fullmatch(BESIDE, path.name) and path.is_file() and time.time() - path.stat().st_mtime > WRITING_S:
+                path.unlink(missing_ok=True)
+    for path in (run_dir / "checkpoints").glob(".*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def not_written(error: OSError, where: Path) -> str:
+    """Which file could not be written and why, in one line; ``where`` stands for it if the system does not tell."""
+    path = error.filename2 or error.filename or where
+    return f"{path}: {error.strerror} (errno {error.errno})"
 
 
 def create(
@@ -133,7 +164,8 @@ def create(
 
 
 def reopen(run_dir: Path) -> None:
-    """Say in the directory of an unfinished run that it goes on. For one process."""
+    """Say in the directory of an unfinished run that it goes on. For one process, which alone works in it."""
+    remove_leftovers(run_dir)
     for record in (run_dir / "logs").glob("rank_*.exit.json"):
         record.unlink()
     run = read_json(run_dir / "run.json")

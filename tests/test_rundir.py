@@ -1,11 +1,11 @@
 """What a run directory says of the code that it was made with."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from imgnet import rundir
 
@@ -29,7 +29,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def make(run_dir: Path) -> Path:
-    rundir.create(run_dir, OmegaConf.create({}), None, overrides=[], seed=1, world_size=1, identity="0")
+    rundir.create(run_dir, "{}\n", overrides=[], seed=1, epochs=1, world_size=1, identity="0")
     return run_dir
 
 
@@ -65,3 +65,19 @@ def test_the_code_of_an_earlier_part_of_a_run_is_kept_as_well(checkout: Path, tm
 def test_an_enormous_diff_is_cut(checkout: Path, tmp_path: Path) -> None:
     edit(checkout, b"x" * 2 * rundir.MOST_OF_DIFF)
     assert (make(tmp_path / "run") / "code.diff").stat().st_size <= rundir.MOST_OF_DIFF + 1
+
+
+def test_what_killed_processes_left_is_removed_when_the_run_goes_on(tmp_path: Path) -> None:
+    run_dir = make(tmp_path / "run")
+    left = [".run.json.12.13", "logs/.rank_0.exit.json.12.13", "checkpoints/.final.safetensors.12"]
+    kept = [".run.json", ".keep", "metrics.csv.1", "checkpoints/.notes.txt"]
+    for name in [*left, *kept, ".summary.json.14.15"]:
+        (run_dir / name).write_text("half")
+        os.utime(run_dir / name, (0, 0))
+    (run_dir / ".summary.json.14.15").touch()  # somebody writes it at this moment
+    (run_dir / "checkpoints/.step_0000000044.partial").mkdir()
+    (run_dir / "checkpoints/step_0000000022").mkdir()
+    rundir.reopen(run_dir)
+    names = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
+    assert not names & {*left, "checkpoints/.step_0000000044.partial"}
+    assert names >= {*kept, ".summary.json.14.15", "checkpoints/step_0000000022", "run.json"}

@@ -30,10 +30,14 @@ def export_tensors(path: Path, state: Mapping[str, torch.Tensor], about: Mapping
     """The same of a ``state_dict`` on the CPU."""
     tensors = {name: value.contiguous().clone() for name, value in state.items()}
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, beside, metadata={"format": "pt", "imgnet": json.dumps(dict(about), sort_keys=True)})
-    _sort_metadata(beside)
-    beside.chmod(0o644)  # the library makes it private to the user
-    beside.replace(path)
+    try:
+        save_file(tensors, beside, metadata={"format": "pt", "imgnet": json.dumps(dict(about), sort_keys=True)})
+        _sort_metadata(beside)
+        beside.chmod(0o644)  # the library makes it private to the user
+        beside.replace(path)
+    except (OSError, SafetensorError):
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _sort_metadata(path: Path) -> None:

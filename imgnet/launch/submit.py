@@ -1,8 +1,9 @@
 """From accepted runs to jobs in Slurm's queue: nothing is written before Slurm itself has accepted every one."""
 
 import json
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from imgnet import rundir
 from imgnet.config import ConfigError, SlurmConfig, as_yaml, plain
 from imgnet.launch import slurm
 from imgnet.launch.batch import JobArray, QueuedRun, arrays_of, batch_script, problems_of_folders, ranges
+from imgnet.launch.progress import progress
 from imgnet.launch.repeats import identity
 from imgnet.launch.snapshot import take_snapshot
 from imgnet.results.table import display_path, typed_path
@@ -56,32 +58,55 @@ def show_plan(runs: Sequence[QueuedRun]) -> None:
         sys.stdout.write(as_yaml(run.config) + "\n")
 
 
-def submit(runs: Sequence[QueuedRun], folder: Path, *, code: Path) -> None:
+def submit(
+    runs: Sequence[QueuedRun], folder: Path, *, code: Path, forget_folder: Callable[[], None] = lambda: None
+) -> None:
     """Make the run directories and queue the runs.
 
     Args:
         runs: accepted, each to be made in ``folder``.
         folder: of the sweep.
         code: the snapshot that the jobs import; made if it is not there.
+        forget_folder: removes the folder, where it was made for these runs.
 
     Raises:
-        ConfigError: Slurm refused an array after all. What was queued before is in the queue.
+        ConfigError: Slurm refused an array after all, and what was queued before is in the queue; or the disk did not
+            take what had to be written, and nothing is queued.
     """
     if not runs:
         return
-    if not code.exists():
-        take_snapshot(code)
-    _remember(runs, folder)
-    for run in runs:
-        _make_run_dir(run)
-    for array in arrays_of(runs, code, Path.cwd()):
-        script = _write_script(array, folder)
-        job_id = slurm.submit(script)
-        for run in array.runs:
-            index = f"_{run.number}" if len(array.runs) > 1 else ""
-            _note_submission(run.run_dir, job_id + index, code)
-        print(f"submitted job {job_id}: {_runs(array)} with {_resources(array.cluster)}", flush=True)
+    is_new, queued = not code.exists(), list[str]()
+    try:
+        if is_new:
+            take_snapshot(code)
+        _remember(runs, folder)
+        for run in progress(runs, "written"):
+            _make_run_dir(run)
+        for array in arrays_of(runs, code, Path.cwd()):
+            _queue(array, folder, queued)
+    except OSError as error:
+        _take_back(queued)
+        if is_new:
+            shutil.rmtree(code, ignore_errors=True)
+        forget_folder()
+        raise ConfigError([f"nothing is submitted: {rundir.not_written(error, folder)}"]) from error
     _show_what_next(runs)
+
+
+def _queue(array: JobArray, folder: Path, queued: list[str]) -> None:
+    script = _write_script(array, folder)
+    queued.append(slurm.submit(script))
+    for run in array.runs:
+        index = f"_{run.number}" if len(array.runs) > 1 else ""
+        _note_submission(run.run_dir, queued[-1] + index, array.code)
+    print(f"submitted job {queued[-1]}: {_runs(array)} with {_resources(array.cluster)}", flush=True)
+
+
+def _take_back(queued: Sequence[str]) -> None:
+    """End jobs whose numbers could not be written down."""
+    if queued:
+        slurm.cancel(queued)
+        print(f"cancelled: {', '.join(queued)}", flush=True)
 
 
 def _show_what_next(runs: Sequence[QueuedRun]) -> None:

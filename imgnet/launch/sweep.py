@@ -1,8 +1,9 @@
 """The runs of one command: accepted or refused together, carried out in turn, compared at the end."""
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import count
@@ -26,6 +27,7 @@ from imgnet.launch.submit import is_dry, refuse_what_slurm_would, show_plan, sub
 from imgnet.launch.wait import wait_for, waits
 from imgnet.published import PREPROCESSING
 from imgnet.results.table import show_results
+from imgnet.rundir import not_written
 from imgnet.runtime import Placement, placement_from_environment
 
 
@@ -142,12 +144,16 @@ def _carry_out(
         return {}
     refuse_what_slurm_would(planned)
     if lacking:
-        folder = (_claim(sweep_dir) if 0 in accepted else sweep_dir).absolute()
-        submit([replace(run, run_dir=folder / run.run_dir.name) for run in planned], folder, code=folder / "code")
+        made = _claim(sweep_dir.absolute()) if 0 in accepted else []
+        folder = made[0] if made else sweep_dir.absolute()
+        moved = [replace(run, run_dir=folder / run.run_dir.name) for run in planned]
+        submit(moved, folder, code=folder / "code", forget_folder=lambda: _forget(made))
         returns |= {run.number: JobReturn(working_dir=str(folder / str(run.number))) for run in planned}
         for number in lacking.keys() - returns.keys():
             unfinished = to_be_continued(lacking[number].config, sweep_dir)
             returns[number] = _run_one(lacking[number], folder, task_function, unfinished)
+        if not any(folder.iterdir()):
+            _forget(made)
     if needs_results or any(waits(run.config) for run in accepted.values()):
         wait_for([result for result in returns.values() if result.status is JobStatus.UNKNOWN])
     return returns
@@ -218,17 +224,35 @@ def _where(runs: Sequence[str], num_runs: int) -> str:
     return "" if len(runs) == num_runs else f" [{len(runs)} of {num_runs} runs, the first: {runs[0]}]"
 
 
-def _claim(sweep_dir: Path) -> Path:
-    """Make the folder, or the first free one of ``<name>-2``, ``-3``, ...: two commands may start in one second."""
-    sweep_dir.parent.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
-        folder = sweep_dir if number == 1 else sweep_dir.with_name(f"{sweep_dir.name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
+def _claim(sweep_dir: Path) -> list[Path]:
+    """Make the folder, or the first free one of ``<name>-2``, ``-3``, ...: two commands may start in one second.
+
+    Returns:
+        It, and those above it that had to be made, upwards.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    above = [folder for folder in sweep_dir.parents if not folder.exists()]
+    try:
+        sweep_dir.parent.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            folder = sweep_dir if number == 1 else sweep_dir.with_name(f"{sweep_dir.name}-{number}")
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return [folder, *above]
+    except OSError as error:
+        raise ConfigError([f"no run is begun: {not_written(error, sweep_dir)}"]) from error
     raise AssertionError("unreachable")
+
+
+def _forget(made: Sequence[Path]) -> None:
+    """Remove a folder that was made for nothing, and those above it, unless somebody else uses them by now."""
+    for folder in made[:1]:
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in made[1:]:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _run_one(run: Accepted, folder: Path, task_function: TaskFunction, unfinished: Path | None = None) -> JobReturn:
@@ -244,10 +268,18 @@ def _run_one(run: Accepted, folder: Path, task_function: TaskFunction, unfinishe
         result.return_value = task_function(task)
         result.status = JobStatus.COMPLETED
     except RunFailed as failure:
-        sys.stderr.write(f"{failure}\n")
-        result.return_value = failure
-        result.status = JobStatus.FAILED
+        _fail(result, failure)
+    except OSError as error:
+        if (run_dir / "run.json").exists() or placement_from_environment() is not None:
+            raise
+        shutil.rmtree(run_dir, ignore_errors=True)
+        _fail(result, RunFailed(f"not begun: {not_written(error, run_dir)}"))
     return result
+
+
+def _fail(result: JobReturn, failure: RunFailed) -> None:
+    sys.stderr.write(f"{failure}\n")
+    result.return_value, result.status = failure, JobStatus.FAILED
 
 
 def _say_which_failed(failed: Sequence[JobReturn], num_runs: int) -> None:
