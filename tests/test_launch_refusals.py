@@ -70,8 +70,8 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
     (
         [QUICK, "optimizer.momentum=0.9"],
         [
-            "unknown key 'optimizer.momentum'; in optimizer, known: betas, decay, eps, lr, min_lr, name, warmup_epochs, "
-            "warmup_factor, weight_decay"
+            "unknown key 'optimizer.momentum'; in optimizer, known: betas, decay, eps, lr, min_lr, name, "
+            "warmup_epochs, warmup_factor, weight_decay"
         ],
     ),
     ([QUICK, "topology=allreduce", "topology.engine=imgnet"], ["unknown key 'topology.engine'; in topology, known: "]),
