@@ -12,12 +12,14 @@ import typer
 from imgnet.checkpoint.cli import app as checkpoint_app
 from imgnet.config import ConfigError
 from imgnet.data.cli import app as data_app
+from imgnet.plan.cli import app as plan_app
 from imgnet.refuse import refuse, refuse_without_directory
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data_app, name="data", help="Prepare images: from archives to tar shards.")
 
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(plan_app)
 topology_app = typer.Typer(no_args_is_help=True, help="Look at topologies before using them.")
 app.add_typer(topology_app, name="topology")
 

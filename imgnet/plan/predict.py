@@ -29,7 +29,7 @@ from imgnet.plan.replay import FEWEST_STEPS, replay
 from imgnet.plan.script import Work
 from imgnet.plan.stragglers import Stragglers
 
-NUM_STEPS = 500
+NUM_STEPS = 200
 BYTES = {WireDtype.fp32: 4, WireDtype.bf16: 2}
 NUM_TRAIN_OF_IMAGENET = 1_281_167
 
@@ -109,18 +109,21 @@ class Prediction:
         return max(parts, key=lambda name: parts[name])
 
 
-def setting_of(config: RunConfig, computation: Computation, stragglers: Stragglers) -> Setting:
+def setting_of(
+    config: RunConfig, computation: Computation, stragglers: Stragglers, layout: Layout | None = None
+) -> Setting:
     """Check what a prediction needs of a run, and put it together.
 
     Args:
         config: the run.
         computation: of a worker of relative speed 1.
         stragglers: how passes vary.
+        layout: where its workers were; None: where the cluster would put them.
 
     Raises:
         ConfigError: one line for each problem.
     """
-    layout = layout_of(config.cluster, None)
+    layout = layout or layout_of(config.cluster, None)
     problems = shape_problems(config, layout)
     try:
         network = network_of(config.cluster, layout)

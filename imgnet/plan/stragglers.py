@@ -74,24 +74,24 @@ def samples_of(steps_files: Sequence[Path]) -> tuple[float, ...]:
     """
     samples: list[float] = []
     for path in steps_files:
-        seconds = np.array(computation_s(path)[1:])  # the first step has start-up costs
+        seconds = np.array([row["compute_s"] for row in rows_of(path)[1:]])  # the first step has start-up costs
         if len(seconds) < 10:
             raise ConfigError([f"{path}: {len(seconds)} logged steps; 11 or more tell how they differ"])
         samples += (seconds / seconds.mean()).tolist()
     return tuple(samples)
 
 
-def computation_s(steps_file: Path) -> list[float]:
-    """``compute_s`` of each row of a ``steps.jsonl``.
+def rows_of(steps_file: Path) -> list[dict[str, float]]:
+    """The rows of a ``steps.jsonl``.
 
     Raises:
         ConfigError: it cannot be read, or holds what no run writes.
     """
     try:
         rows = [json.loads(line) for line in steps_file.read_text(encoding="utf-8").splitlines()]
-        seconds = [float(row["compute_s"]) for row in rows]
+        times = [[float(row[key]) for key in ("step_s", "data_s", "compute_s")] for row in rows]
     except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError([f"{steps_file}: not the steps.jsonl of a run ({error})"]) from None
-    if not all(isfinite(one) and one > 0 for one in seconds):
-        raise ConfigError([f"{steps_file}: compute_s must be finite and above 0 in every row"])
-    return seconds
+    if not all(isfinite(seconds) and seconds >= 0 for row in times for seconds in row):
+        raise ConfigError([f"{steps_file}: times must be finite and not negative in every row"])
+    return rows
