@@ -75,6 +75,85 @@ def predict(
         show.show(predictions, about)
 
 
+@app.command()
+def measure(
+    overrides: Overrides = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one worker in a pass.")] = 32,
+    num_steps: Annotated[int, typer.Option(min=3, help="Passes that are timed, for each of two batch sizes.")] = 20,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU; all cores if not given.")] = None,
+    network: Annotated[bool, typer.Option("--network", help="The links between workers instead.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=2, help="With --network: started here; in a job of torchrun or srun its own.")
+    ] = None,
+    cpu: Annotated[bool, typer.Option(help="Leave the GPUs alone.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; where `imgnet predict` looks.")] = None,
+) -> None:
+    """Measure what a prediction needs: one worker's computation, or with --network the links between workers.
+
+    The computation: a forward and a backward pass, when each gradient is there, updates, their spread.
+    The links: messages of 1 KB to 64 MB, within a node and, in a job on several nodes, between them.
+    """
+    try:
+        if network:
+            _measure_network(workers, out, cpu=cpu)
+        else:
+            _measure_computation(overrides or [], batch_size, num_steps, threads, out, cpu=cpu)
+    except ConfigError as error:
+        refuse(str(error))
+
+
+def _measure_network(workers: int | None, out: Path | None, *, cpu: bool) -> None:
+    from imgnet.plan.measure_network import measure_here
+    from imgnet.plan.source import MEASUREMENTS
+    from imgnet.runtime import placement_from_environment, visible_gpus
+
+    gpus = 0 if cpu else visible_gpus()
+    placement = placement_from_environment()
+    if placement is None and gpus and (workers or gpus) > gpus:
+        raise ConfigError([f"--workers {workers}: this machine offers {gpus} GPUs; --cpu measures without"])
+    if (placement.world_size if placement else workers or gpus or 2) < 2:
+        raise ConfigError(["a network is between workers, and here is one; start the command with torchrun or srun"])
+    measure_here(placement, workers or gpus or 2, out or MEASUREMENTS / "network.json", use_gpu=gpus > 0)
+
+
+def _measure_computation(
+    overrides: Sequence[str], batch_size: int, num_steps: int, threads: int | None, out: Path | None, *, cpu: bool
+) -> None:
+    from imgnet.plan.compose import composed_runs
+    from imgnet.plan.source import usual_place
+    from imgnet.runtime import visible_gpus
+
+    configs = composed_runs(overrides)
+    if len(configs) > 1:
+        raise ConfigError([f"`imgnet measure` measures one run; these are {len(configs)}"])
+    import torch
+
+    from imgnet.plan.computation import save
+    from imgnet.plan.measure import measure_computation
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = torch.device("cuda" if visible_gpus() and not cpu else "cpu")
+    computation, settings = measure_computation(configs[0], device, batch_size, num_steps)
+    path = out or usual_place(configs[0])
+    save(path, computation, settings)
+    typer.echo(_describe(computation, batch_size))
+    typer.echo(f"written: {path}")
+
+
+def _describe(computation: "Computation", batch_size: int) -> str:
+    whole = computation.pass_s(batch_size)
+    first = min(gradient.ready for gradient in computation.gradients)
+    return (
+        f"{computation.about}\n"
+        f"pass of {batch_size} images {1e3 * whole:.1f} ms ({batch_size / whole:,.0f} images/s), of which "
+        f"{1e3 * computation.fixed_s:.1f} whatever their number; first gradient after {100 * first:.0f} %, "
+        f"spread {100 * computation.step_spread:.1f} %\n"
+        f"update {1e3 * computation.update_s:.1f} ms, averaging "
+        f"{1e3 * computation.mixing_s['fp32']:.1f} ms (bf16 {1e3 * computation.mixing_s['bf16']:.1f})"
+    )
+
+
 def _stragglers(
     step_spread: float | None, worker_spread: float, slow: Sequence[str], hiccup: float, steps_of: Sequence[Path]
 ) -> "Stragglers":
