@@ -48,6 +48,7 @@ NOT_IN_THE_RESULT_OF_CLUSTER = (
     "notice_min",
     "mem_gb",
     "name",
+    "network",
     "partition",
     "sbatch",
     "timeout_min",
