@@ -13,6 +13,7 @@ from imgnet import rundir
 from imgnet.checkpoint.cli import app as checkpoint_app
 from imgnet.config import ConfigError
 from imgnet.data.cli import app as data_app
+from imgnet.plan.cli import app as plan_app
 from imgnet.refuse import refuse, refuse_without_directory
 from imgnet.results.cli import app as results_app
 
@@ -21,6 +22,7 @@ app.add_typer(data_app, name="data", help="Prepare images: from archives to tar 
 
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(results_app)
+app.add_typer(plan_app)
 topology_app = typer.Typer(no_args_is_help=True, help="Look at topologies before using them.")
 app.add_typer(topology_app, name="topology")
 
@@ -40,11 +42,11 @@ def status(
     path: Annotated[Path, typer.Argument(help="A run, a sweep, or a folder of sweeps.")] = Path("multirun_outputs"),
     last: Annotated[int, typer.Option("--last", "-n", help="Show so many runs, the newest.", min=1)] = 50,
 ) -> None:
-    """Show how runs are doing: state in Slurm, epoch, top-1, time left; for a failure its error and its log."""
+    """Show how runs are doing, the newest last: state in Slurm, epoch, top-1, time left; of a failure error and log."""
     from imgnet.launch.observe import observe
-    from imgnet.launch.status import show_status
+    from imgnet.launch.status import by_time, show_status
 
-    found = _below(path)
+    found = by_time(_below(path))
     show_status(observe(found[-last:]))
     if len(found) > last:
         typer.echo(f"{len(found) - last} older runs are not shown; --last {len(found)} shows all")

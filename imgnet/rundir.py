@@ -48,6 +48,7 @@ NOT_IN_THE_RESULT_OF_CLUSTER = (
     "notice_min",
     "mem_gb",
     "name",
+    "network",
     "partition",
     "sbatch",
     "timeout_min",
@@ -86,6 +87,7 @@ def create(
     hydra: str | None = None,
     overrides: Sequence[str],
     seed: int,
+    epochs: int,
     world_size: int,
     identity: str,
     status: str = "running",
@@ -98,6 +100,7 @@ def create(
         hydra: Hydra's own part, as YAML, where it is known.
         overrides: what the user typed.
         seed: of the run.
+        epochs: that it is to train.
         world_size: number of workers.
         identity: the same for runs that would give the same result (:mod:`imgnet.launch.repeats`).
         status: ``running``, or ``queued`` where it starts later.
@@ -121,6 +124,7 @@ def create(
         slurm_job_id=running_under_slurm(),
         world_size=world_size,
         seed=seed,
+        epochs=epochs,
         identity=identity,
         start=now() if status == "running" else None,
         end=None,

@@ -42,7 +42,7 @@ def config() -> RunConfig:
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    rundir.create(tmp_path / "run", "a: 1\n", overrides=["a=1"], seed=1, world_size=4, identity="0")
+    rundir.create(tmp_path / "run", "a: 1\n", overrides=["a=1"], seed=1, epochs=2, world_size=4, identity="0")
     return tmp_path / "run"
 
 

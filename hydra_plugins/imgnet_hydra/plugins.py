@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from imgnet.config import ConfigError
 from imgnet.launch.commandline import names_nothing, typed_overrides
 from imgnet.launch.composition import Composer
-from imgnet.launch.sweep import TypedRun, run_sweep
+from imgnet.launch.sweep import read_returns, refuse_what_others_cannot, run_sweep, typed_runs
 
 
 @dataclass
@@ -55,10 +55,8 @@ class ImgnetLauncher(Launcher):
         assert self._composer is not None
         assert self._config is not None
         assert self._task_function is not None
-        compose = self._composer.compose
-        runs = [TypedRun(number, list(words), compose) for number, words in enumerate(job_overrides, initial_job_idx)]
         return run_sweep(
-            runs,
+            typed_runs(job_overrides, self._composer, first=initial_job_idx),
             Path(self._config.hydra.sweep.dir),
             self._task_function,
             needs_results=self._config.hydra.sweeper._target_ != SweeperConfig._target_,
@@ -80,4 +78,15 @@ class ImgnetSweeper(BasicSweeper):
         if empty := [override.input_line for override in overrides if names_nothing(override)]:
             raise ConfigError([f"{line}: names nothing, so there is no run to make" for line in empty])
         (runs,) = self.split_arguments(overrides, None)
-        return self.launcher.launch(runs, initial_job_idx=0)
+        if isinstance(self.launcher, ImgnetLauncher):
+            return self.launcher.launch(runs, initial_job_idx=0)
+        return self._through_another(self.launcher, runs)
+
+    def _through_another(self, launcher: Launcher, runs: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+        assert self.hydra_context is not None
+        assert self.config is not None
+        composer = Composer(self.hydra_context.config_loader, self.config)
+        refuse_what_others_cannot(typed_runs(runs, composer), self.config.hydra.runtime.choices["hydra/launcher"])
+        returns = launcher.launch(runs, initial_job_idx=0)
+        read_returns(returns)
+        return returns

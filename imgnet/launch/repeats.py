@@ -30,6 +30,13 @@ def identity(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def counts(override: str) -> bool:
+    """Whether what was typed, such as ``optimizer.lr=0.1``, may change what a run gives."""
+    group, _, key = override.lstrip("+~").partition("=")[0].partition(".")
+    left_out = NOT_IN_THE_RESULT_OF_CLUSTER if group == "cluster" else ()
+    return group not in NOT_IN_THE_RESULT and key.partition(".")[0] not in left_out
+
+
 def skips_completed(config: RunConfig) -> bool:
     """Whether a run is left out where it was made before: as the user says, and on Slurm unless told otherwise."""
     return isinstance(config.cluster, SlurmConfig) if config.skip_completed is None else config.skip_completed

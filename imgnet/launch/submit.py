@@ -129,6 +129,7 @@ def _make_run_dir(run: QueuedRun) -> None:
         as_yaml(run.config),
         overrides=run.overrides,
         seed=run.config.seed,
+        epochs=run.config.epochs,
         world_size=cluster.nodes * cluster.gpus_per_node,
         identity=identity(run.config),
         status="queued",

@@ -1,8 +1,10 @@
 """The runs of one command: accepted or refused together, carried out in turn, compared at the end."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
+from io import StringIO
 from itertools import count
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from imgnet.config import HYDRA, ConfigError, RunConfig, SlurmConfig, parse
 from imgnet.launch.batch import QueuedRun
 from imgnet.launch.checks import check
+from imgnet.launch.composition import Composer
 from imgnet.launch.local import RunFailed
 from imgnet.launch.progress import progress
 from imgnet.launch.repeats import made_before, to_be_continued
+from imgnet.launch.start import no_other_launcher
 from imgnet.launch.submit import is_dry, refuse_what_slurm_would, show_plan, submit
 from imgnet.launch.wait import wait_for, waits
 from imgnet.published import PREPROCESSING
@@ -31,20 +35,25 @@ class TypedRun:
 
     number: int
     overrides: list[str]
-    compose: Callable[[Sequence[str]], DictConfig]
+    composer: Composer
 
     def composed(self) -> DictConfig:
         """Its configuration with Hydra's own part, which then stands for this run wherever ``${hydra:...}`` is read.
 
         Composed anew each time: a sweep of hundreds would hold millions of nodes.
         """
-        config = self.compose(self.overrides)
+        config = self.composer.compose(self.overrides)
         _keep_what_was_typed(config, self.overrides)
         with read_write(config), open_dict(config):
             config.hydra.job.num = self.number
             config.hydra.job.id = str(self.number)
         HydraConfig.instance().cfg = config  # pyright: ignore[reportAttributeAccessIssue]  (set_config takes as long)
         return config
+
+
+def typed_runs(overrides: Sequence[Sequence[str]], composer: Composer, first: int = 0) -> list[TypedRun]:
+    """The runs with these overrides, numbered from ``first`` on."""
+    return [TypedRun(number, list(words), composer) for number, words in enumerate(overrides, first)]
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,44 @@ def run_sweep(
     else:
         returns = _carry_out(accepted, sweep_dir, task_function, needs_results=needs_results)
     return _conclude([returns[number] for number in accepted if number in returns])
+
+
+def refuse_what_others_cannot(runs: Sequence[TypedRun], launcher: str) -> None:
+    """Before another launcher of Hydra's has written anything: refuse what it would not carry out.
+
+    Raises:
+        ConfigError: a run is refused, or is one for Slurm, which our launcher alone queues.
+    """
+    queued = {run.config.cluster.name: None for run in accept(runs) if isinstance(run.config.cluster, SlurmConfig)}
+    if queued:
+        raise ConfigError([no_other_launcher(name, f"hydra/launcher={launcher}") for name in queued])
+
+
+def read_returns(returns: Sequence[JobReturn]) -> None:
+    """Raise what the runs of another launcher raised: it lies in what that returns, where nobody else looks.
+
+    Raises:
+        ConfigError: runs were refused.
+        RunFailed: runs failed; all of them in one.
+        Exception: the first that one raised.
+    """
+    raised = [error for result in returns if (error := _raised(result))]
+    if refused := [problem for error in raised if isinstance(error, ConfigError) for problem in error.problems]:
+        raise ConfigError(refused)
+    if raised and all(isinstance(error, RunFailed) for error in raised):
+        raise RunFailed("\n".join(map(str, raised)))
+    for error in raised:
+        raise error
+
+
+def _raised(result: JobReturn) -> Exception | None:
+    if result.status is not JobStatus.FAILED:
+        return None
+    try:
+        with redirect_stderr(StringIO()):  # it prints a line beside
+            return RunFailed(f"a run failed with {result.return_value!r}")
+    except Exception as error:
+        return error
 
 
 def _carry_out(

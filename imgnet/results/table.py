@@ -59,10 +59,14 @@ def _console() -> Console:
 
 def distinct_names(run_dirs: Sequence[Path]) -> list[str]:
     """A name for each run: the overrides in which they differ, or the folder where there are none."""
-    overrides = [list(read_json(path / "run.json").get("overrides", [])) for path in run_dirs]
-    common = set(overrides[0]).intersection(*overrides) if overrides else set()
-    names = [" ".join(word for word in words if word not in common) for words in overrides]
+    names = differing([read_json(path / "run.json").get("overrides", []) for path in run_dirs])
     return [name or display_path(path) for name, path in zip(names, run_dirs, strict=True)]
+
+
+def differing(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Of the overrides of each run those that not all have; all of them where there is one run only."""
+    common = set(overrides[0]).intersection(*overrides) if len(overrides) > 1 else set()
+    return [" ".join(word for word in words if word not in common) for words in overrides]
 
 
 def display_path(path: Path) -> str:
