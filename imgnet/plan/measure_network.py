@@ -21,6 +21,8 @@ from imgnet.runtime import Placement, Runtime, joined, prefer_loopback
 
 SIZES = tuple(2**power for power in range(10, 27, 2))
 """Bytes: 1 KB, 4 KB, ... 64 MB."""
+SMALL, LARGE = 2**14, 2**20
+"""Up to and from here a message counts as small, and as large."""
 LEAST_S = 0.2
 """Each size is repeated for about so long, and at least three times."""
 MOST_REPETITIONS = 200
@@ -111,11 +113,19 @@ def _largest(seconds: float, runtime: Runtime) -> float:
 
 
 def fit_link(points: Sequence[Point]) -> Link:
-    """Latency and bandwidth by least squares of relative errors: each size counts the same."""
-    sizes = np.array([point.num_bytes for point in points], dtype=np.float64)
-    seconds = np.array([point.seconds for point in points])
-    (latency, per_byte), _ = nnls(np.stack([1 / seconds, sizes / seconds], axis=1), np.ones(len(points)))
-    return Link(float(latency), float(1 / per_byte) if per_byte > 0 else float(sizes[-1] / seconds[-1]))
+    """Bandwidth from the large messages, latency from the small ones.
+
+    Those between are carried in part by what switches and sockets hold, and look faster than a link is for long. The
+    bandwidth is the slope of a line through the large ones, by least squares of relative errors; the latency is the
+    median of what the small ones take beside their size.
+    """
+    large = [point for point in points if point.num_bytes >= LARGE]
+    sizes = np.array([point.num_bytes for point in large], dtype=np.float64)
+    seconds = np.array([point.seconds for point in large])
+    (_, per_byte), _ = nnls(np.stack([1 / seconds, sizes / seconds], axis=1), np.ones(len(large)))
+    bytes_per_s = float(1 / per_byte) if per_byte > 0 else float(sizes[-1] / seconds[-1])
+    small = [point.seconds - point.num_bytes / bytes_per_s for point in points if point.num_bytes <= SMALL]
+    return Link(max(0.0, median(small)), bytes_per_s)
 
 
 def measure_here(placement: Placement | None, num_workers: int, out: Path, *, use_gpu: bool) -> None:
