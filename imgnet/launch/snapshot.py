@@ -25,6 +25,12 @@ def take_snapshot(target: Path, package: Path = PACKAGE) -> None:
     beside.rename(target)
 
 
+def is_running_from(code: Path, package: Path = PACKAGE) -> bool:
+    """Whether this process imported a snapshot's package, and not one that is installed or lies in its way."""
+    snapshot = code / package.name
+    return snapshot.is_dir() and snapshot.samefile(package)
+
+
 def _listed(root: Path, *arguments: str) -> list[Path]:
     """What ``git ls-files`` names, relative to ``root``; nothing where there is no git or no checkout."""
     command = ["git", "-C", str(root), "ls-files", "-z", *arguments]

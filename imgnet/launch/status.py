@@ -15,6 +15,9 @@ from imgnet.launch.observe import Observed
 from imgnet.results.table import display_path, distinct_names
 from imgnet.rundir import read_json
 
+ENDS_OF_NOTE = ("failed", "cancelled")
+"""What is shown with its reason."""
+
 
 def status_table(seen: Sequence[Observed]) -> Group:
     """A table of runs, and the errors of those that failed."""
@@ -25,7 +28,7 @@ def status_table(seen: Sequence[Observed]) -> Group:
         table.add_column(column, justify="right")
     for one, name in zip(seen, _names(seen), strict=True):
         table.add_row(display_path(one.run_dir), name, one.job_id or "-", _state(one), *_progress(one))
-    return Group(table, *(Text(error_of(one)) for one in seen if one.status == "failed"))
+    return Group(table, *(Text(error_of(one)) for one in seen if one.status in ENDS_OF_NOTE))
 
 
 def _names(seen: Sequence[Observed]) -> list[str]:
@@ -42,9 +45,10 @@ def show_status(seen: Sequence[Observed], console: Console | None = None) -> Non
 
 
 def error_of(one: Observed) -> str:
-    """The first line of a failed run's error, and where to read on."""
+    """The first line of a failed run's error, and where to read on, if it left a log."""
     first = (str(one.run.get("error") or "no error was written").splitlines() or [""])[0]
-    return f"{display_path(one.run_dir)}: {first}; log: {display_path(log_of(one.run_dir))}"
+    log = log_of(one.run_dir)
+    return f"{display_path(one.run_dir)}: {first}{f'; log: {display_path(log)}' if log.is_file() else ''}"
 
 
 def log_of(run_dir: Path, rank: int | None = None) -> Path:
@@ -58,7 +62,7 @@ def describe(one: Observed) -> str:
     """One line about a run, which changes when its state or its epoch does."""
     epoch, acc1, _ = _progress(one)
     words = [display_path(one.run_dir), f"job {one.job_id}", _state(one), f"epoch {epoch}", f"top-1 {acc1} %"]
-    return "  ".join(words) if one.status != "failed" else f"{'  '.join(words)}  {one.run.get('error')}"
+    return "  ".join(words) if one.status not in ENDS_OF_NOTE else f"{'  '.join(words)}  {one.run.get('error')}"
 
 
 def _state(one: Observed) -> str:

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse
 from imgnet.launch.batch import QueuedRun
+from imgnet.launch.causes import RunFailed
 from imgnet.launch.checks import check
-from imgnet.launch.local import RunFailed
 from imgnet.launch.repeats import made_before, to_be_continued
 from imgnet.launch.submit import is_dry, refuse_what_slurm_would, show_plan, submit
 from imgnet.launch.wait import wait_for, waits
