@@ -83,7 +83,7 @@ def observe(run_dirs: Sequence[Path], *, must_answer: bool = False) -> list[Obse
         states = _ask(asked)
     except slurm.NoAnswerError as silence:
         if must_answer:
-            raise ConfigError([f"Slurm does not answer: {silence}"]) from None
+            raise ConfigError([str(silence)]) from None
         return [_unanswered(look) for look in looks]
     return [_judge(look, states.get(look.job_id or ""), _cluster(look, here)) for look in looks]
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,9 @@ WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 """States of jobs that are to begin, for the first time or once more."""
 QUEUE_FIELDS = {"ArrayJobID": 20, "ArrayTaskID": 20, "State": 20, "RestartCnt": 10, "Reason": 100}
 """What squeue is asked for, and the width of each column."""
+NO_ANSWER = 124
+"""Exit status that stands for a controller that hangs or is away; ``timeout`` has it too."""
+_WORDS_OF_SILENCE = ("timed out", "unable to contact slurm controller", "connection refused", "connect failure")
 _HINTS = (
     ("partition", "cluster.partition"),
     ("account", "cluster.account"),
@@ -78,6 +82,8 @@ def refusal(script: str, cluster: SlurmConfig) -> list[str]:
     done = _run(["sbatch", "--test-only"], stdin=script)
     if done.returncode == 0:
         return []
+    if done.returncode == NO_ANSWER:
+        return [f"cluster={cluster.name}: {done.stderr}"]
     words = "; ".join(
         line.removeprefix("sbatch: ").removeprefix("error: ").removeprefix("allocation failure: ")
         for line in done.stderr.splitlines()
@@ -104,9 +110,11 @@ def submit(script: Path) -> str:
         The job's id.
 
     Raises:
-        ConfigError: Slurm did not take it.
+        ConfigError: Slurm did not take it, or did not say so.
     """
     done = _run(["sbatch", "--parsable", str(script)])
+    if done.returncode == NO_ANSWER:
+        raise ConfigError([f"{done.stderr}; whether it took {script} is not known: see `squeue --me`"])
     if done.returncode != 0:
         raise ConfigError([f"sbatch refused {script}: {' '.join(done.stderr.split())}"])
     return done.stdout.strip().split(";")[0]
@@ -189,8 +197,9 @@ def _accounted(job_ids: Sequence[str]) -> dict[str, JobState]:
 
 def _run(command: list[str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command of Slurm's; one that is missing or does not answer counts as failed, with that as its words."""
+    start = time.monotonic()
     try:
-        return subprocess.run(
+        done = subprocess.run(
             command,
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
@@ -203,4 +212,13 @@ def _run(command: list[str], stdin: str | None = None) -> subprocess.CompletedPr
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"there is no {command[0]} on the path")
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", f"Slurm did not answer {command[0]} in {PATIENCE_S} s")
+        return _unanswered(command, PATIENCE_S)
+    words = " ".join(done.stderr.split())
+    if done.returncode and any(silence in words.lower() for silence in _WORDS_OF_SILENCE):
+        return _unanswered(command, time.monotonic() - start, f" ({words})")
+    return done
+
+
+def _unanswered(command: list[str], seconds: float, words: str = "") -> subprocess.CompletedProcess[str]:
+    said = f"Slurm did not answer {command[0]} in {seconds:.0f} s{words}"
+    return subprocess.CompletedProcess(command, NO_ANSWER, "", said)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from imgnet.launch.observe import FILE_ENDS
-from tests.commands import ROOT, environment
+from tests.commands import IMGNET, ROOT, environment
 from tests.slurm.private import PrivateSlurm, missing_programs
 
 REQUIRED = "IMGNET_REQUIRE_SLURM"
@@ -31,9 +31,6 @@ def slurm() -> Iterator[PrivateSlurm]:
         pytest.skip(f"no {', '.join(lacking)} here: apt-get install slurm-wlm munge")
     with PrivateSlurm() as private:
         yield private
-
-
-IMGNET = (sys.executable, "-c", "from imgnet.cli import app; app(prog_name='imgnet')")
 
 
 class User:
@@ -54,10 +51,12 @@ class User:
         return self.started[-1]
 
     def imgnet(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*IMGNET, *arguments], timeout=60, check=False, **self._how({"COLUMNS": "200"}))
+        return subprocess.run(
+            [sys.executable, "-c", IMGNET, *arguments], timeout=60, check=False, **self._how({"COLUMNS": "200"})
+        )
 
     def start_imgnet(self, *arguments: str) -> subprocess.Popen[str]:
-        self.started.append(subprocess.Popen([*IMGNET, *arguments], **self._how({})))
+        self.started.append(subprocess.Popen([sys.executable, "-c", IMGNET, *arguments], **self._how({})))
         return self.started[-1]
 
     def _how(self, changes: dict[str, str]) -> dict[str, Any]:
