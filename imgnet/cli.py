@@ -74,21 +74,15 @@ def logs(
 @app.command()
 def cancel(runs: Runs) -> None:
     """End jobs of Slurm, whether they wait or run."""
-    from imgnet.launch import slurm
-    from imgnet.launch.observe import observe
+    from imgnet.launch.cancel import cancel_runs
 
-    alive = {one.run_dir: one.job_id for one in observe(_existing(runs)) if one.job_id and not one.is_over}
-    if not alive:
-        refuse("none of these runs is in Slurm's queue")
     with _one_line():
-        slurm.cancel(list(alive.values()))
-    for run, job_id in alive.items():
-        typer.echo(f"cancelled: {run}, job {job_id}")
+        cancel_runs(_existing(runs))
 
 
 @app.command()
 def resubmit(path: Annotated[Path, typer.Argument(help="The folder of a sweep, or one run.")]) -> None:
-    """Submit those runs of a sweep again that failed or are missing."""
+    """Submit those runs of a sweep again that failed, were cancelled or are missing."""
     from imgnet.launch.resubmit import resubmit as submit_again
 
     with _one_line():
