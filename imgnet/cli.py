@@ -1,5 +1,6 @@
 """The command ``imgnet``: what is done with runs beside starting them."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from imgnet import rundir
 from imgnet.checkpoint.cli import app as checkpoint_app
 from imgnet.config import ConfigError
 from imgnet.data.cli import app as data_app
-from imgnet.refuse import refuse
+from imgnet.plan.cli import app as plan_app
+from imgnet.refuse import refuse, refuse_without_directory
 from imgnet.results.cli import app as results_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -20,6 +22,7 @@ app.add_typer(data_app, name="data", help="Prepare images: from archives to tar 
 
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(results_app)
+app.add_typer(plan_app)
 topology_app = typer.Typer(no_args_is_help=True, help="Look at topologies before using them.")
 app.add_typer(topology_app, name="topology")
 
@@ -31,6 +34,7 @@ Runs = Annotated[list[Path], typer.Argument(help="Run directories, or the folder
 @app.callback()
 def main() -> None:
     """Look at runs and topologies. Runs are started with run.py; see `python run.py --help`."""
+    refuse_without_directory()
 
 
 @app.command()
@@ -38,11 +42,11 @@ def status(
     path: Annotated[Path, typer.Argument(help="A run, a sweep, or a folder of sweeps.")] = Path("multirun_outputs"),
     last: Annotated[int, typer.Option("--last", "-n", help="Show so many runs, the newest.", min=1)] = 50,
 ) -> None:
-    """Show how runs are doing: state in Slurm, epoch, top-1, time left; for a failure its error and its log."""
+    """Show how runs are doing, the newest last: state in Slurm, epoch, top-1, time left; of a failure error and log."""
     from imgnet.launch.observe import observe
-    from imgnet.launch.status import show_status
+    from imgnet.launch.status import by_time, show_status
 
-    found = _below(path)
+    found = by_time(_below(path))
     show_status(observe(found[-last:]))
     if len(found) > last:
         typer.echo(f"{len(found) - last} older runs are not shown; --last {len(found)} shows all")
@@ -62,7 +66,7 @@ def logs(
     try:
         show_log(run, rank=rank, follow=follow)
     except FileNotFoundError as missing:
-        refuse(f"there is no {missing}; `imgnet status {run}` says how the run is doing")
+        refuse(f"there is no {missing}; `imgnet status {shlex.quote(str(run))}` says how the run is doing")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -70,21 +74,15 @@ def logs(
 @app.command()
 def cancel(runs: Runs) -> None:
     """End jobs of Slurm, whether they wait or run."""
-    from imgnet.launch import slurm
-    from imgnet.launch.observe import observe
+    from imgnet.launch.cancel import cancel_runs
 
-    alive = {one.run_dir: one.job_id for one in observe(_existing(runs)) if one.job_id and not one.is_over}
-    if not alive:
-        refuse("none of these runs is in Slurm's queue")
     with _one_line():
-        slurm.cancel(list(alive.values()))
-    for run, job_id in alive.items():
-        typer.echo(f"cancelled: {run}, job {job_id}")
+        cancel_runs(_existing(runs))
 
 
 @app.command()
 def resubmit(path: Annotated[Path, typer.Argument(help="The folder of a sweep, or one run.")]) -> None:
-    """Submit those runs of a sweep again that failed or are missing."""
+    """Submit those runs of a sweep again that failed, were cancelled or are missing."""
     from imgnet.launch.resubmit import resubmit as submit_again
 
     with _one_line():

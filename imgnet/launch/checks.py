@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from imgnet import published
 from imgnet.checkpoint.manifest import DamagedError, checkpoints_at, differences, read_manifest
 from imgnet.config import (
     AccumAdamConfig,
@@ -47,17 +48,23 @@ def check(config: RunConfig, placement: Placement | None = None) -> Layout:
         problems += error.problems
     problems += _lengths(config) + _cluster(config)
     if layout is not None and layout.world_size > 0:
-        problems += _batches(config, layout) + _topology(config, layout)
+        problems += shape_problems(config, layout)
     problems += (
         _model(config)
         + _checkpoint(config)
         + data_checks.problems(config.data)
+        + published.problems(config)
         + _optimizer(config.optimizer, config.epochs)
     )
     if problems:
         raise ConfigError(problems)
     assert layout is not None
     return layout
+
+
+def shape_problems(config: RunConfig, layout: Layout) -> list[str]:
+    """What is wrong with how a run is spread over its workers, one line each: its batches and its topology."""
+    return _batches(config, layout) + _topology(config, layout)
 
 
 def _at_least(minimum: float, **values: float | None) -> list[str]:
@@ -78,8 +85,9 @@ def _lengths(config: RunConfig) -> list[str]:
         evaluate_every_epochs=config.evaluate_every_epochs,
         log_every_steps=config.log_every_steps,
     ) + _at_least(0, seed=config.seed)
-    if not 0 <= config.label_smoothing < 1:
-        problems.append(f"label_smoothing={config.label_smoothing} is outside [0, 1)")
+    for key in ("label_smoothing", "evaluate_label_smoothing"):
+        if not 0 <= getattr(config, key) < 1:
+            problems.append(f"{key}={getattr(config, key)} is outside [0, 1)")
     if config.max_grad_norm is not None and config.max_grad_norm <= 0:
         problems.append(f"max_grad_norm={config.max_grad_norm} must be positive; null for no clipping")
     if not config.name or any(letter in config.name for letter in "/\\\0") or config.name.startswith("."):
@@ -197,8 +205,11 @@ def _cluster(config: RunConfig) -> list[str]:
         for name in cluster.env
         if any(word in name.upper() for word in SECRET_WORDS)
     ]
-    if config.precision is Precision.bf16 and cluster.gpu_type in GPUS_WITHOUT_BF16:
-        problems.append(f"precision=bf16: {cluster.gpu_type} has no bf16 arithmetic; use precision=fp16")
+    problems += [
+        f"{key}=bf16: {cluster.gpu_type} has no bf16 arithmetic; use {key}=fp16"
+        for key in ("precision", "evaluate_precision")
+        if getattr(config, key) is Precision.bf16 and cluster.gpu_type in GPUS_WITHOUT_BF16
+    ]
     return problems
 
 
@@ -206,6 +217,11 @@ def _batches(config: RunConfig, layout: Layout) -> list[str]:
     batch, workers, accumulation = config.global_batch_size, layout.world_size, config.num_accumulation_steps
     if min(batch, accumulation) < 1 or config.mode is Mode.evaluate:
         return []
+    if batch < workers:
+        return [
+            f"global_batch_size={batch} has fewer images than there are workers, {workers} (cluster="
+            f"{config.cluster.name}); write global_batch_size={workers} or a multiple of it"
+        ]
     if batch % workers:
         return [f"global_batch_size={batch} is not divisible by {workers} workers (cluster={config.cluster.name})"]
     if (batch // workers) % accumulation:

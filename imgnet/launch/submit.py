@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from imgnet import rundir
-from imgnet.config import ConfigError, SlurmConfig, plain
+from imgnet.config import ConfigError, SlurmConfig, as_yaml, plain
 from imgnet.launch import slurm
-from imgnet.launch.batch import JobArray, QueuedRun, arrays_of, batch_script, ranges
+from imgnet.launch.batch import JobArray, QueuedRun, arrays_of, batch_script, problems_of_folders, ranges
 from imgnet.launch.repeats import identity
 from imgnet.launch.snapshot import take_snapshot
-from imgnet.results.table import display_path
+from imgnet.results.table import display_path, typed_path
 
 MEMORY = "sweep.json"
 """In a sweep's folder: ``working_dir``, and by number ``overrides`` and ``config`` of every run submitted into it."""
@@ -36,20 +34,30 @@ def refuse_what_slurm_would(runs: Sequence[QueuedRun]) -> None:
     if not slurm.is_here():
         names = dict.fromkeys(run.config.cluster.name for run in runs)
         raise ConfigError([f"cluster={name}: {slurm.NO_SBATCH}" for name in names])
+    _refuse_folders(runs)
     problems = []
     for array in _planned(runs):
         problems += slurm.refusal(batch_script(array), array.cluster)
     if problems:
         raise ConfigError(problems)
+    try:
+        slurm.cluster_name()  # belongs to a submission
+    except slurm.NoAnswerError as silence:
+        raise ConfigError([str(silence)]) from None
 
 
 def show_plan(runs: Sequence[QueuedRun]) -> None:
-    """Print what would be queued: the script of each array, and the configuration of each run."""
+    """Print what would be queued: the script of each array, and the configuration of each run.
+
+    Raises:
+        ConfigError: Slurm would read the script otherwise than it is meant.
+    """
+    _refuse_folders(runs)
     for array in _planned(runs):
         sys.stdout.write(f"# batch script of {_runs(array)}, cluster={array.cluster.name}\n{batch_script(array)}\n")
     for run in runs:
         sys.stdout.write(f"# configuration of run {run.number} {' '.join(run.overrides)}\n")
-        sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(plain(run.config))) + "\n")
+        sys.stdout.write(as_yaml(run.config) + "\n")
 
 
 def submit(runs: Sequence[QueuedRun], folder: Path, *, code: Path) -> None:
@@ -69,6 +77,7 @@ def submit(runs: Sequence[QueuedRun], folder: Path, *, code: Path) -> None:
         take_snapshot(code)
     _remember(runs, folder)
     for run in runs:
+        _note_submission(run.run_dir, None, code)  # before anything begins: a job waits for its number to be noted
         _make_run_dir(run)
     for array in arrays_of(runs, code, Path.cwd()):
         script = _write_script(array, folder)
@@ -82,10 +91,15 @@ def submit(runs: Sequence[QueuedRun], folder: Path, *, code: Path) -> None:
 
 def _show_what_next(runs: Sequence[QueuedRun]) -> None:
     """Print where the runs are, and how to follow them."""
-    folder = display_path(runs[0].run_dir.parent)
-    first = display_path(runs[0].run_dir)
-    where = first if len(runs) == 1 else f"{folder}/<{ranges(run.number for run in runs)}>"
-    print(f"results: {where}\nfollow:  imgnet status {folder}\n         imgnet logs {first} -f", flush=True)
+    folder, first = runs[0].run_dir.parent, runs[0].run_dir
+    numbers = f"/<{ranges(run.number for run in runs)}>"
+    print(f"results: {display_path(first) if len(runs) == 1 else display_path(folder) + numbers}")
+    print(f"follow:  imgnet status {typed_path(folder)}\n         imgnet logs {typed_path(first)} -f", flush=True)
+
+
+def _refuse_folders(runs: Sequence[QueuedRun]) -> None:
+    if problems := problems_of_folders(runs, Path.cwd()):
+        raise ConfigError([" ".join(problem.splitlines()) for problem in problems])
 
 
 def _planned(runs: Sequence[QueuedRun]) -> list[JobArray]:
@@ -117,10 +131,10 @@ def _make_run_dir(run: QueuedRun) -> None:
     assert isinstance(cluster, SlurmConfig)
     rundir.create(
         run.run_dir,
-        OmegaConf.create(plain(run.config)),
-        None,
+        as_yaml(run.config),
         overrides=run.overrides,
         seed=run.config.seed,
+        epochs=run.config.epochs,
         world_size=cluster.nodes * cluster.gpus_per_node,
         identity=identity(run.config),
         status="queued",
@@ -135,7 +149,25 @@ def _write_script(array: JobArray, folder: Path) -> Path:
     return path
 
 
-def _note_submission(run_dir: Path, job_id: str, code: Path) -> None:
+def _note_submission(run_dir: Path, job_id: str | None, code: Path) -> None:
+    """Write which job the run is, and no other: one that finds another number leaves the directory alone."""
     # A file of its own: the job may have begun, and write run.json at the same moment.
-    note = {"slurm_job_id": job_id, "submitted": rundir.now(), "code": str(code)}
-    rundir.write_atomically(run_dir / "submission.json", json.dumps(note, indent=2) + "\n")
+    note = {
+        "slurm_job_id": job_id,
+        "cluster": slurm.cluster_name(),
+        "submitted": rundir.now(),
+        "code": str(code),
+    }
+    run_dir.mkdir(exist_ok=True)
+    rundir.write_atomically(run_dir / rundir.SUBMISSION, json.dumps(note, indent=2) + "\n")
+
+
+def note_cancelled(run_dir: Path, when: str | None) -> None:
+    """Write down that the run's job is ended on purpose, before Slurm is told: the job reads it as it ends.
+
+    Args:
+        run_dir: of the run.
+        when: now; None takes it back.
+    """
+    note = rundir.read_json(run_dir / rundir.SUBMISSION) | {"cancelled": when}
+    rundir.write_atomically(run_dir / rundir.SUBMISSION, json.dumps(note, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """What a command prints of a run that it has made, and the names of runs."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +29,9 @@ def show_run(run_dir: Path, console: Console | None = None) -> None:
         _number(summary, "images_per_s", ",.0f"),
     )
     console.print(table)
-    shown = display_path(run_dir)
-    console.print(f"results: {shown}", highlight=False, soft_wrap=True)
+    console.print(f"results: {display_path(run_dir)}", markup=False, highlight=False, soft_wrap=True)
     if (run_dir / "checkpoints" / "final.safetensors").is_file():
-        console.print(f"next:    imgnet plot {shown}", highlight=False, soft_wrap=True)
+        console.print(f"next:    imgnet plot {typed_path(run_dir)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_results(run_dirs: Sequence[Path]) -> None:
@@ -47,7 +47,7 @@ def show_results(run_dirs: Sequence[Path]) -> None:
     print_sheets(sheets(results_of(group_runs(runs))))
     sys.stderr.writelines(f"{line}\n" for line in problems.lines())
     folders = sorted({path.parent for path in run_dirs})
-    shown = " ".join(display_path(path) for path in (folders if len(folders) == 1 else run_dirs))
+    shown = " ".join(typed_path(path) for path in (folders if len(folders) == 1 else run_dirs))
     print(f"next: imgnet report {shown}")
 
 
@@ -59,16 +59,25 @@ def _console() -> Console:
 
 def distinct_names(run_dirs: Sequence[Path]) -> list[str]:
     """A name for each run: the overrides in which they differ, or the folder where there are none."""
-    overrides = [list(read_json(path / "run.json").get("overrides", [])) for path in run_dirs]
-    common = set(overrides[0]).intersection(*overrides) if overrides else set()
-    names = [" ".join(word for word in words if word not in common) for words in overrides]
+    names = differing([read_json(path / "run.json").get("overrides", []) for path in run_dirs])
     return [name or display_path(path) for name, path in zip(names, run_dirs, strict=True)]
 
 
+def differing(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Of the overrides of each run those that not all have; all of them where there is one run only."""
+    common = set(overrides[0]).intersection(*overrides) if len(overrides) > 1 else set()
+    return [" ".join(word for word in words if word not in common) for words in overrides]
+
+
 def display_path(path: Path) -> str:
-    """A path as the user would type it from here."""
+    """A path as it is seen from here."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def typed_path(path: Path) -> str:
+    """The same as one word of a command that is to be typed."""
+    return shlex.quote(display_path(path))
 
 
 def _number(values: dict[str, Any], key: str, form: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.commands import ROOT, environment
+from imgnet.launch.observe import FILE_ENDS
+from tests.commands import IMGNET, ROOT, environment
 from tests.slurm.private import PrivateSlurm, missing_programs
 
 REQUIRED = "IMGNET_REQUIRE_SLURM"
@@ -50,10 +51,13 @@ class User:
         return self.started[-1]
 
     def imgnet(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        start = "from imgnet.cli import app; app(prog_name='imgnet')"
         return subprocess.run(
-            [sys.executable, "-c", start, *arguments], timeout=60, check=False, **self._how({"COLUMNS": "200"})
+            [sys.executable, "-c", IMGNET, *arguments], timeout=60, check=False, **self._how({"COLUMNS": "200"})
         )
+
+    def start_imgnet(self, *arguments: str) -> subprocess.Popen[str]:
+        self.started.append(subprocess.Popen([sys.executable, "-c", IMGNET, *arguments], **self._how({})))
+        return self.started[-1]
 
     def _how(self, changes: dict[str, str]) -> dict[str, Any]:
         env = environment(
@@ -123,7 +127,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120)
 
 def wait_for_end(*run_dirs: Path, timeout_s: float = 150) -> None:
     def ended() -> bool:
-        return all(run_json(run_dir)["status"] in ("completed", "failed", "preempted") for run_dir in run_dirs)
+        return all(run_json(run_dir)["status"] in FILE_ENDS for run_dir in run_dirs)
 
     try:
         wait_until(ended, "the runs end", timeout_s)
