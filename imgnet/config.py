@@ -358,7 +358,7 @@ class SlurmConfig(ClusterConfig):
     """``cpu``: the job asks for its GPUs all the same, but its workers compute on the CPU. For trials."""
     cpus_per_gpu: int = 8
     mem_gb: int | None = None
-    """Memory of each node; null: Slurm's default."""
+    """Memory of each node in 2^30 bytes, as Slurm counts; null: Slurm's default."""
     timeout_min: int = MISSING
     partition: str | None = None
     account: str | None = None
@@ -438,6 +438,9 @@ class RunConfig:
     evaluate_label_smoothing: float = 0.0
     """In ``val_loss``; ``train_loss`` has ``label_smoothing``."""
     log_every_steps: int = 50
+    hang_timeout_min: float | None = 5.0
+    """A run in which no step is made for so long ends, and says which worker does not come; null: that is left to gloo
+    and NCCL. Staging, evaluation and checkpoints take what they take."""
     skip_completed: bool | None = None
     """Leave out runs that are already completed with the same configuration; null: on Slurm yes, elsewhere no."""
     model: ModelConfig = MISSING

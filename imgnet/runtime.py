@@ -171,6 +171,11 @@ def slurm_hosts() -> list[str]:
     return list(SlurmJobEnvironment().hostnames)
 
 
+def node_name() -> str:
+    """What Slurm calls this machine, or what it calls itself."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def environment_for_sbatch() -> dict[str, str]:
     """This process's environment without what an enclosing Slurm job put there: sbatch would take it for options.
 
@@ -265,7 +270,17 @@ def _name_the_first_host(placement: Placement) -> None:
     if "MASTER_ADDR" in os.environ:
         return
     one_node = placement.world_size == placement.local_world_size
-    os.environ["MASTER_ADDR"] = "127.0.0.1" if one_node else slurm_hosts()[0]
+    os.environ["MASTER_ADDR"] = "127.0.0.1" if one_node else _first_host()
     step = 100 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ.get("SLURM_STEP_ID", "0"))
     os.environ["MASTER_PORT"] = str(SLURM_RENDEZVOUS_PORTS[step % len(SLURM_RENDEZVOUS_PORTS)])
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(placement.rank), str(placement.world_size)
+
+
+def _first_host() -> str:
+    """The job's first host. Its name may mean something to Slurm alone: then the address where ``srun`` was started."""
+    name = slurm_hosts()[0]
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", name)  # of the first node in a batch script
+    return name

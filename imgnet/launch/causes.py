@@ -65,6 +65,10 @@ def root_cause(run_dir: Path, world_size: int) -> RunFailed:
     records = read_exit_records(run_dir)
     logs = f"logs: {run_dir / 'logs'}"
     raised = [record for record in records.values() if record.how == "raised"]
+    waited = [record for record in records.values() if record.how == "waited"]
+    if waited:  # for one that has left no word, or that ended when those did which waited
+        first = min(waited, key=lambda record: record.time)
+        return RunFailed(first.error, f"{first.traceback}{logs}")
     first = _first([record for record in records.values() if record.how == "killed"], raised)
     if first is not None and first.how == "raised":
         return RunFailed(f"rank {first.rank} failed: {first.error}", f"{first.traceback}{logs}")

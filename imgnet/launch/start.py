@@ -82,7 +82,7 @@ def _run_here(config: RunConfig, run_dir: Path, layout: Layout, claim: int) -> N
 
 def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement: Placement, layout: Layout) -> None:
     """Be the worker that torchrun or srun made of this process."""
-    from imgnet.launch.worker import exit_record, watch_signals, write_to_log
+    from imgnet.launch.worker import exit_record, give_up_on, watch_signals, write_to_log
     from imgnet.parallel.collectives import agree
     from imgnet.runtime import joined
     from imgnet.train import run
@@ -96,7 +96,7 @@ def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement
         stop = watch_signals(run_dir, runtime.rank, claim, ends_run=True)
         try:
             with exit_record(run_dir, runtime.rank, claim):
-                run(config, runtime, run_dir, stop)
+                run(config, runtime, run_dir, stop, give_up_on(run_dir, runtime.rank, claim))
         except Exception as error:
             if runtime.is_main:
                 rundir.finish(run_dir, "failed", f"rank {runtime.rank} failed: {error}")

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
@@ -52,7 +52,7 @@ def work(config: RunConfig, run_dir: Path, claim: int, store_file: Path | None, 
             with joined(placement, use_gpu, store_file) as runtime:
                 if use_gpu and in_slurm:
                     stay_near_gpu(runtime.local_rank, runtime.local_world_size)
-                run(config, runtime, run_dir, stop)
+                run(config, runtime, run_dir, stop, give_up_on(run_dir, placement.rank, claim))
         status = 0
     except BaseException:  # the record holds it, and the launcher shows it
         logging.getLogger("imgnet").debug("worker failed", exc_info=True)
@@ -136,6 +136,19 @@ def _next_signal(sentinels: list[int], patience_s: float) -> int | None:
     if sentinels[0] in ready:
         return os.read(sentinels[0], 1)[0]
     return 0 if ready else None
+
+
+def give_up_on(run_dir: Path, rank: int, claim: int) -> Callable[[str, str], None]:
+    """What a worker does that has waited too long for another one: it says which, and ends."""
+
+    def give_up(error: str, stack: str) -> None:
+        logging.getLogger("imgnet").error("%s\n%s", error, stack)
+        if is_still_held(run_dir, claim):
+            write_exit_record(run_dir, ExitRecord(rank, "waited", time.time(), error, stack))
+        _flush()
+        os._exit(1)
+
+    return give_up
 
 
 @contextmanager
