@@ -29,7 +29,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def make(run_dir: Path) -> Path:
-    rundir.create(run_dir, "{}\n", overrides=[], seed=1, epochs=1, world_size=1, identity="0")
+    rundir.create(run_dir, "a: 1\n", overrides=[], seed=1, epochs=1, world_size=1, identity="0")
     return run_dir
 
 

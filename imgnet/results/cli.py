@@ -103,6 +103,15 @@ def _choices(written: Sequence[str] | None) -> list["Choice"]:
 
 
 @contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """A file that cannot be written is refused as one line."""
+    try:
+        yield
+    except OSError as error:
+        refuse(f"--out {out}: {(error.strerror or str(error)).lower()}")
+
+
+@contextmanager
 def _one_line() -> Iterator[None]:
     """A refusal as one line, without a traceback."""
     from imgnet.results.groups import UnknownChoiceError
@@ -146,7 +155,8 @@ def plot(
     _say(problems)
     if not panels:
         refuse(f"{runs[0]}: nothing to draw; no run there has the numbers yet")
-    pictures.plot(groups, panels, out)
+    with _writing(out):
+        pictures.plot(groups, panels, out)
     typer.echo(f"drawn: {out}")
 
 
@@ -172,7 +182,8 @@ def report(
         found = _read(runs, filters, problems)
         measured = results_of(group_runs(found), target, _choices(baseline))
     page = page_of(found, measured, problems, title=title, question=question)
-    write_atomically(out, render(page))
+    with _writing(out):
+        write_atomically(out, render(page))
     _say(problems)
     typer.echo(f"written: {out}")
 

@@ -24,6 +24,7 @@ Table = Mapping[str, NDArray[np.float64]]
 MOST_BYTES = 2**26
 """Of a file; a run of 90 epochs that logs every step of ImageNet writes half of it."""
 MOST_SETTINGS = 5000
+DEEPEST = 50
 BYTES_OF_A_STEP = 512
 """More than a row of ``steps.jsonl`` takes."""
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -31,7 +32,7 @@ ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-
 """What a terminal would obey."""
 
 
-class UnreadableError(ValueError):
+class UnreadableError(Exception):
     """What is wrong with a file, in a few words."""
 
 
@@ -123,8 +124,7 @@ def read_settings(path: Path, problems: Problems) -> dict[str, str]:
 def _flat(text: str) -> Mapping[str, str]:
     """Raises UnreadableError."""
     try:
-        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, LOADER)):
-            raise UnreadableError("it has aliases, which no composed configuration has")
+        _refuse_bombs(text)
         found = yaml.load(text, LOADER)  # noqa: S506  (a safe loader, in C where there is one)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UnreadableError("half written, or not YAML") from None
@@ -133,6 +133,17 @@ def _flat(text: str) -> Mapping[str, str]:
     flat: dict[str, str] = {}
     _flatten(found, "", flat)
     return flat
+
+
+def _refuse_bombs(text: str) -> None:
+    """What is small on disk and endless in memory: the C parser dies of deep nesting, and aliases multiply."""
+    depth = 0
+    for event in yaml.parse(text, LOADER):
+        if isinstance(event, yaml.AliasEvent):
+            raise UnreadableError("it has aliases, which no composed configuration has")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise UnreadableError(f"nested more than {DEEPEST} deep")
 
 
 def _flatten(values: Mapping[Any, Any], prefix: str, into: dict[str, str]) -> None:

@@ -5,10 +5,12 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +18,7 @@ from rich.text import Text
 from imgnet.results.groups import Group, name_of_run
 from imgnet.results.measures import MEASURES, Comparison, Results, Row, num_val_images, time_to_accuracy
 from imgnet.results.read import Run
-from imgnet.results.sheet import Sheet, comparison_sheet, results_sheet
+from imgnet.results.sheet import Column, Sheet, comparison_sheet, results_sheet
 from imgnet.results.statistics import LEVEL, Estimate
 
 INTERVAL = f"{100 * LEVEL:g} % Student t interval of the mean"
@@ -29,6 +31,11 @@ LATEX = {
     ">": r"\textgreater{}",
 } | {character: f"\\{character}" for character in "&%$#_{}"}
 WIDTH_OF_A_PIPE = 200
+LEFT_OUT_FIRST = (
+    *("sd_images", "top5", "sd_seeds", "sent", "speed", "distance", "time"),
+    *("speed_up_to_target_interval", "speed_up_interval", "speed_up_to_target", "p", "speed_up"),
+)
+"""Keys of columns that a narrow terminal does not show."""
 
 
 def sheets(results: Results) -> list[Sheet]:
@@ -43,9 +50,29 @@ def print_sheets(shown: Sequence[Sheet], console: Console | None = None) -> None
     if not console.is_terminal:  # rich would assume 80 columns and cut words; a log or a pipe has no width
         console = Console(width=WIDTH_OF_A_PIPE, file=console.file)
     for sheet in shown:
+        sheet, left_out = _narrowed(sheet, console.width)
         console.print(_rich_table(sheet))
+        if left_out:
+            note = f"Not shown, for the terminal is narrow: {', '.join(left_out)}."
+            console.print(Text(note, style="dim"))
         for note in sheet.notes:
             console.print(Text(note, style="dim"), soft_wrap=not console.is_terminal)
+
+
+def _narrowed(sheet: Sheet, width: int) -> tuple[Sheet, list[str]]:
+    """The columns that a terminal has room for, the least important left out; and the titles of these."""
+    columns, left_out = list(sheet.columns), []
+    for key in LEFT_OUT_FIRST:
+        if sum(_width(column) for column in columns) <= width:
+            break
+        left_out += [column.title for column in columns if column.key == key]
+        columns = [column for column in columns if column.key != key]
+    return replace(sheet, columns=columns), left_out
+
+
+def _width(column: Column) -> int:
+    """In characters, with the space beside it."""
+    return max(cell_len(text) for text in (column.title, *(cell.text for cell in column.cells))) + 2 + 1
 
 
 def _rich_table(sheet: Sheet) -> Table:
