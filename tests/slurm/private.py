@@ -49,6 +49,9 @@ SchedulerParameters=sched_min_interval=200000,batch_sched_delay=0,bf_interval=2
 GresTypes=gpu
 NodeName=n[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{slurmd_ports}] {hardware}
 PartitionName=gpu Nodes=n[1-4] Default=YES MaxTime=UNLIMITED OverSubscribe=NO State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=urgent Nodes=n[1-4] MaxTime=UNLIMITED State=UP PriorityTier=10
 PartitionName=accounted Nodes=n[1-4] MaxTime=UNLIMITED State=UP
 """
 HARDWARE = "Gres=gpu:A40:4,gpu:A100:4,gpu:T4:8 CPUs=64 CoresPerSocket=64 RealMemory=500000 State=UNKNOWN"
@@ -139,10 +142,18 @@ class PrivateSlurm:
         daemon.kill()
         daemon.wait()
 
+    def restart_controller(self, away_s: float) -> None:
+        """End slurmctld, which saves its state, and start it again after so many seconds."""
+        daemon = self.daemons.pop("slurmctld")
+        daemon.terminate()
+        daemon.wait()
+        time.sleep(away_s)
+        self._start("slurmctld", "-D")
+
     def signal_jobs(self, node: str, number: signal.Signals) -> None:
         """Send a signal to all that jobs run on a node, their keepers (slurmstepd) first, so that none tells of it."""
         mark = f"SLURMD_NODENAME={node}".encode()
-        running = [pid for pid in self.processes() if mark in _environment(pid)]
+        running = [pid for pid in self.processes() if mark in environment_of(pid)]
         keepers = {_parent(pid) for pid in running} - {0, 1, *running, os.getpid()}
         for pid in [*keepers, *running]:
             with suppress(ProcessLookupError):
@@ -151,7 +162,7 @@ class PrivateSlurm:
     def first_process(self, run_dir: Path) -> int:
         """The first process of a run's job."""
         words = [b"imgnet.launch.job", str(run_dir).encode()]
-        found = [pid for pid in self.processes() if set(words) <= set(_command(pid)) and b"srun" in _command(pid)]
+        found = [pid for pid in self.processes() if set(words) <= set(command_of(pid)) and b"srun" in command_of(pid)]
         (pid,) = [pid for pid in found if _parent(pid) not in found]
         return pid
 
@@ -188,7 +199,7 @@ class PrivateSlurm:
         """Jobs and their keepers: every process whose environment names this Slurm, but for this one's ancestors."""
         mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
         everyone = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
-        return [pid for pid in everyone if pid != os.getpid() and mark in _environment(pid)]
+        return [pid for pid in everyone if pid != os.getpid() and mark in environment_of(pid)]
 
     def _write_files(self) -> None:
         for name in ("state", "spool", "card"):
@@ -243,7 +254,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def _environment(pid: int) -> list[bytes]:
+def environment_of(pid: int) -> list[bytes]:
     """The variables of a process; none if it has ended."""
     try:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -251,7 +262,7 @@ def _environment(pid: int) -> list[bytes]:
         return []
 
 
-def _command(pid: int) -> list[bytes]:
+def command_of(pid: int) -> list[bytes]:
     """What a process was started with; nothing if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

@@ -25,7 +25,7 @@ DEATHS = {
         "raise RuntimeError('unwell')",
         "rank 5 failed: RuntimeError: unwell",
     ),
-    "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "rank 5 failed: killed by SIGKILL"),
+    "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "rank 5 failed: killed"),
 }
 
 
