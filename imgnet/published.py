@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 
 from imgnet.config import ConfigError, DataConfig, Interpolation, Mode, ModelConfig, RunConfig
+from imgnet.config.ranges import wrong_values
 from imgnet.data import checks
 
 PREPROCESSING = ("eval_px", "eval_resize_px", "eval_squash", "interpolation", "antialias", "mean", "std")
@@ -231,7 +232,8 @@ def _class_problems(config: RunConfig, brought: Brought) -> list[str]:
 def _new_problems(config: RunConfig, data: DataConfig, brought: Brought) -> list[str]:
     """What is wrong with the data only since some of their values are those of weights."""
     before = checks.problems(config.data)
-    return [f"{line} (of {brought.source})" for line in checks.problems(data) if line not in before]
+    found = wrong_values(data, "data").values() or checks.problems(data)
+    return [f"{line} (of {brought.source})" for line in found if line not in before]
 
 
 def _line(config: RunConfig, data: DataConfig, brought: Brought) -> str:
