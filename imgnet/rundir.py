@@ -3,7 +3,10 @@
 ======================  =====================================================================================
 ``.hydra/``             the composed configuration and the overrides
 ``run.json``            command, commit, versions, hosts, workers, seed, start and end, ``status``, ``error``
-``submission.json``     a Slurm run's job, when it was submitted and with which code; written by who submitted
+``code.diff``           how the checkout differed from that commit, where it did; not what git does not know
+``submission.json``     a Slurm run's job and cluster, when it was submitted and with which code, who cancelled it;
+                        written by the commands that did
+``claims/``             who worked here, and who does (:mod:`imgnet.launch.owner`)
 ``metrics.csv``         one row for each epoch
 ``steps.jsonl``         one row for each logged step
 ``summary.json``        final and best metrics, training time, ``status``
@@ -12,7 +15,6 @@
 ======================  =====================================================================================
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -20,8 +22,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -29,19 +30,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from imgnet.config import ConfigError
 from imgnet.runtime import running_under_slurm
 
-STATUSES = ("queued", "running", "completed", "failed", "preempted")
-LOCK = ".lock"
+STATUSES = ("queued", "running", "completed", "failed", "preempted", "cancelled")
+SUBMISSION = "submission.json"
+MOST_OF_DIFF = 2**20
+"""Characters of ``code.diff``; whoever changes more has committed data by mistake."""
 VERSIONS_OF = ("imgnet", "torch", "torchvision", "timm", "decent-dp", "hydra-core", "numpy")
 
 
 @dataclass(frozen=True)
 class ExitRecord:
-    """The last word of a worker: it ``completed``, ``raised``, or was ``terminated`` by a signal."""
+    """The last word of a worker: it ``completed``, ``raised``, or was ``terminated`` by a signal that it could hear.
+
+    Of one that was ``killed`` its launcher writes it.
+    """
 
     rank: int
     how: str
@@ -62,33 +67,38 @@ def write_atomically(path: Path, text: str) -> None:
 
 def create(
     run_dir: Path,
-    composed: DictConfig,
-    hydra: DictConfig | None,
+    config: str,
     *,
+    hydra: str | None = None,
     overrides: Sequence[str],
     seed: int,
+    epochs: int,
     world_size: int,
     identity: str,
     status: str = "running",
 ) -> None:
-    """Make a new run directory with its configuration and a ``run.json``. For one process.
+    """Make a run directory with its configuration and a ``run.json``; of one that is made again the attempts stay.
+
+    For one process.
 
     Args:
         run_dir: the directory.
-        composed: the run's configuration.
-        hydra: Hydra's own part, where it is known.
+        config: the run's configuration, as YAML.
+        hydra: Hydra's own part, as YAML, where it is known.
         overrides: what the user typed.
         seed: of the run.
+        epochs: that it is to train.
         world_size: number of workers.
         identity: the same for runs that would give the same result (:mod:`imgnet.launch.repeats`).
         status: ``running``, or ``queued`` where it starts later.
     """
     for folder in (run_dir / ".hydra", run_dir / "checkpoints", run_dir / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
-    (run_dir / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(composed), encoding="utf-8")
+    (run_dir / ".hydra" / "config.yaml").write_text(config, encoding="utf-8")
     (run_dir / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)), encoding="utf-8")
     if hydra is not None:
-        (run_dir / ".hydra" / "hydra.yaml").write_text(OmegaConf.to_yaml(hydra), encoding="utf-8")
+        (run_dir / ".hydra" / "hydra.yaml").write_text(hydra, encoding="utf-8")
+    _write_diff(run_dir)
     write_run(
         run_dir,
         command=_command(),
@@ -101,7 +111,9 @@ def create(
         slurm_job_id=running_under_slurm(),
         world_size=world_size,
         seed=seed,
+        epochs=epochs,
         identity=identity,
+        earlier=_attempts(run_dir),
         start=now() if status == "running" else None,
         end=None,
         status=status,
@@ -113,11 +125,10 @@ def reopen(run_dir: Path) -> None:
     """Say in the directory of an unfinished run that it goes on. For one process."""
     for record in (run_dir / "logs").glob("rank_*.exit.json"):
         record.unlink()
-    run = read_json(run_dir / "run.json")
-    earlier = {key: run.get(key) for key in ("start", "end", "status", "error", "commit", "dirty", "hosts")}
+    _write_diff(run_dir)
     write_run(
         run_dir,
-        earlier=[*run.get("earlier", []), *([earlier] if run.get("start") else [])],
+        earlier=_attempts(run_dir),
         commit=_git("rev-parse", "HEAD"),
         dirty=bool(_git("status", "--porcelain")),
         hosts=[socket.gethostname()],
@@ -128,28 +139,18 @@ def reopen(run_dir: Path) -> None:
     )
 
 
-@contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
-    """Be the one command that works in a run directory; the claim ends with the process, however that ends.
-
-    Raises:
-        ConfigError: another command works in it.
-    """
-    with (run_dir / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError([f"{run_dir}: another command is at work on this run"]) from None
-        yield
+def find(path: Path) -> list[Path]:
+    """All run directories that are ``path`` or lie up to three folders below, in the order of their sweeps."""
+    depths = ("run.json", "*/run.json", "*/*/run.json", "*/*/*/run.json")
+    found = [file.parent for pattern in depths for file in path.glob(pattern)]
+    return sorted(found, key=lambda run: (run.parent, len(run.name), run.name))
 
 
-def is_claimed(run_dir: Path) -> bool:
-    """Whether a command works in a run directory at this moment."""
-    try:
-        with claimed(run_dir):
-            return False
-    except ConfigError:
-        return True
+def _attempts(run_dir: Path) -> list[dict[str, Any]]:
+    """What ``run.json`` says of those that worked on the run before, the one that it describes included."""
+    run = read_json(run_dir / "run.json")
+    last = {key: run.get(key) for key in ("start", "end", "status", "error", "commit", "dirty", "hosts")}
+    return [*run.get("earlier", []), *([last] if run.get("start") else [])]
 
 
 def now() -> str:
@@ -164,11 +165,27 @@ def _command() -> list[str]:
     return [Path(script).name, *typed]
 
 
+def _write_diff(run_dir: Path) -> None:
+    """Keep how the tracked files differ from their commit; what an earlier part of the run was made with stays too."""
+    text = _git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
+    path = run_dir / "code.diff"
+    if path.is_file() and text is not None and text[:MOST_OF_DIFF] + "\n" != path.read_text(encoding="utf-8"):
+        path.rename(run_dir / f"code.{len(list(run_dir.glob('code.*diff')))}.diff")
+    if text:
+        write_atomically(path, text[:MOST_OF_DIFF] + "\n")
+
+
 @cache  # asked once for each run of a sweep
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # a diff holds lines of files in any encoding
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -210,10 +227,10 @@ def finish(run_dir: Path, status: str, error: str | None = None) -> None:
 def write_exit_record(run_dir: Path, record: ExitRecord) -> None:
     """Leave a worker's last word where the launcher, and whoever looks later, finds it.
 
-    Being terminated is no news of a worker that has said why it ends.
+    Being terminated, or killed, is no news of a worker that has said why it ends.
     """
     path = run_dir / "logs" / f"rank_{record.rank}.exit.json"
-    if record.how != "terminated" or not path.exists():
+    if record.how not in ("terminated", "killed") or not path.exists():
         write_atomically(path, json.dumps(asdict(record), indent=2) + "\n")
 
 

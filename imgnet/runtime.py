@@ -143,6 +143,33 @@ def slurm_task() -> SlurmTask:
     return SlurmTask(env["SLURM_JOB_ID"], int(env.get("SLURM_NODEID", "0")), int(env["SLURM_JOB_NUM_NODES"]))
 
 
+@dataclass(frozen=True)
+class SlurmJob:
+    """A job of Slurm, as its user knows it."""
+
+    name: str
+    """``12``, or ``12_3`` in an array."""
+    cluster: str
+    """What its Slurm calls itself; empty where that is not known."""
+    attempt: int = 0
+    """How often Slurm has queued it again."""
+
+    def __str__(self) -> str:
+        return f"{self.name} of cluster {self.cluster}" if self.cluster else self.name
+
+
+def slurm_job() -> SlurmJob:
+    """The job around this process.
+
+    Raises:
+        KeyError: there is none.
+    """
+    env = os.environ
+    in_array = "SLURM_ARRAY_TASK_ID" in env
+    name = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}" if in_array else env["SLURM_JOB_ID"]
+    return SlurmJob(name, env.get("SLURM_CLUSTER_NAME", ""), int(env.get("SLURM_RESTART_COUNT") or 0))
+
+
 def slurm_hosts() -> list[str]:
     """Names of the nodes of the Slurm job around this process."""
     from submitit.slurm.slurm import SlurmJobEnvironment

@@ -3,7 +3,7 @@
 Nothing here imports torch, so that ``--help``, a refused command and a submission from a login node take a second.
 """
 
-from imgnet.config.composed import parse, parse_saved, plain, read, register_schemas
+from imgnet.config.composed import as_yaml, parse, parse_saved, plain, read, register_schemas
 from imgnet.config.errors import ConfigError
 from imgnet.config.schemas import (
     GROUP_SCHEMAS,
@@ -19,13 +19,16 @@ from imgnet.config.schemas import (
     DataBackend,
     DataConfig,
     DataKind,
+    Decay,
     DecentralizedConfig,
     Engine,
+    GroupAlgorithm,
     Interpolation,
     LatticeConfig,
     LocalConfig,
     Mode,
     ModelConfig,
+    NetworkConfig,
     OnBadImage,
     OptimizerConfig,
     Precision,
@@ -56,13 +59,16 @@ __all__ = [
     "DataBackend",
     "DataConfig",
     "DataKind",
+    "Decay",
     "DecentralizedConfig",
     "Engine",
+    "GroupAlgorithm",
     "Interpolation",
     "LatticeConfig",
     "LocalConfig",
     "Mode",
     "ModelConfig",
+    "NetworkConfig",
     "OnBadImage",
     "OptimizerConfig",
     "Precision",
@@ -76,6 +82,7 @@ __all__ = [
     "WandbMode",
     "WeightedConfig",
     "WireDtype",
+    "as_yaml",
     "parse",
     "parse_saved",
     "plain",

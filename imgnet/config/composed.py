@@ -1,8 +1,10 @@
 """From what Hydra composed, or a run directory holds, to typed configurations and back."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,16 @@ def plain(config: RunConfig) -> dict[str, Any]:
 
 def _plain_value(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else value
+
+
+def as_yaml(config: RunConfig) -> str:
+    """The same as the text of a file, for :func:`read`."""
+    return "".join(_section(key, json.dumps(value)) for key, value in plain(config).items())
+
+
+@cache  # hundreds of runs of a sweep differ in few keys
+def _section(key: str, value: str) -> str:
+    return OmegaConf.to_yaml({key: json.loads(value)})
 
 
 def read(path: Path) -> RunConfig:

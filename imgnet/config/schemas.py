@@ -66,6 +66,15 @@ class WireDtype(Enum):
     bf16 = "bf16"
 
 
+class GroupAlgorithm(Enum):
+    """How a group of workers is summed. ``auto``: ring or tree, whichever is faster for a message, as NCCL chooses."""
+
+    auto = "auto"
+    ring = "ring"
+    tree = "tree"
+    two_level = "two_level"
+
+
 class DataKind(Enum):
     """Where images come from."""
 
@@ -90,6 +99,17 @@ class Interpolation(Enum):
     bicubic = "bicubic"
 
 
+class Decay(Enum):
+    """Which parameters weight decay is applied to.
+
+    ``by_shape``: those of two or more dimensions, so neither biases nor normalisation. ``by_name``: all whose names
+    hold neither ``bn`` nor ``bias``, as in the paper's code; ResNet's ``downsample.1.weight`` is decayed then.
+    """
+
+    by_shape = "by_shape"
+    by_name = "by_name"
+
+
 class OnBadImage(Enum):
     """What an image that cannot be decoded does to a run: it ends it, or it is left out and counted."""
 
@@ -112,9 +132,10 @@ class ModelConfig:
 
     name: str = MISSING
     pretrained: bool = False
-    """Start from the published weights of that name (downloaded by torchvision or timm)."""
+    """Start from the published weights of that name (downloaded by torchvision or timm), or evaluate them. They bring
+    their preprocessing (:mod:`imgnet.published`)."""
     weights: str | None = None
-    """Start from, or evaluate, this exported model (``.safetensors``)."""
+    """Start from, or evaluate, this exported model (``.safetensors``), which brings its preprocessing too."""
 
 
 @dataclass
@@ -257,7 +278,8 @@ class OptimizerConfig:
     name: str = MISSING
     lr: Positive = MISSING
     weight_decay: NotNegative = MISSING
-    """Applied to parameters of two or more dimensions; biases and normalisation are never decayed."""
+    decay: Decay = Decay.by_shape
+    """What ``weight_decay`` is applied to."""
     warmup_epochs: NotNegative = 5.0
     warmup_factor: Annotated[float, Interval(gt=0, le=1)] = 0.01
     """The warm-up starts at ``warmup_factor * lr``."""
@@ -290,10 +312,33 @@ class AccumAdamConfig(AdamConfig):
 
 
 @dataclass
+class NetworkConfig:
+    """What the links of a cluster carry. For predictions alone (docs/planning.md); no run depends on it.
+
+    Gbit are 10^9 bits, in each of both directions.
+    """
+
+    between_gbit_s: Positive | None = None
+    """Of one network interface of a node."""
+    between_latency_us: NotNegative = 20.0
+    """Of a message from one node to another."""
+    nics_per_node: Count = 1
+    """Network interfaces of a node. A flow goes through one of them; several flows are spread over all."""
+    within_gbit_s: Positive | None = None
+    """Of one worker, to another on its node."""
+    within_latency_us: NotNegative = 10.0
+    """Of a message within a node."""
+    all_reduce: GroupAlgorithm = GroupAlgorithm.auto
+    relative_speed: Positive = 1.0
+    """What a GPU of this cluster computes, relative to the one that was measured. The shipped clusters: to an A40."""
+
+
+@dataclass
 class ClusterConfig:
     """Where the workers run."""
 
     name: str = MISSING
+    network: NetworkConfig = field(default_factory=NetworkConfig)
 
 
 @dataclass
@@ -396,6 +441,10 @@ class RunConfig:
     max_grad_norm: Positive | None = None
     """Gradients are scaled down to this Euclidean norm over the whole model of a worker."""
     evaluate_every_epochs: Count = 1
+    evaluate_precision: Precision | None = None
+    """Arithmetic of the forward pass in evaluation; null: that of training."""
+    evaluate_label_smoothing: BelowOne = 0.0
+    """In ``val_loss``; ``train_loss`` has ``label_smoothing``."""
     log_every_steps: Count = 50
     skip_completed: bool | None = None
     """Leave out runs that are already completed with the same configuration; null: on Slurm yes, elsewhere no."""

@@ -4,7 +4,7 @@ So a new key counts by itself. One whose default does what was done before it ca
 where a configuration lacks a key, it stands for the default.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
 from functools import cache
 from typing import Any
@@ -34,6 +34,7 @@ NOT_IN_THE_RESULT = (
     "cluster.max_requeues",
     "cluster.mem_gb",
     "cluster.name",
+    "cluster.network",
     "cluster.notice_min",
     "cluster.partition",
     "cluster.sbatch",
@@ -65,6 +66,11 @@ MAY_CHANGE_ON_THE_WAY = (
     "cluster.srun",
 )
 """Those in which a run may differ from the one whose checkpoint it goes on from, and make the same steps."""
+
+
+def is_among(named: Collection[str], key: str) -> bool:
+    """Whether a key is named, or a group that it belongs to."""
+    return any(key == name or key.startswith(f"{name}.") for name in named)
 
 
 def of_the_result(config: RunConfig) -> dict[str, Any]:
@@ -112,4 +118,4 @@ def _without(exceptions: tuple[str, ...], config: RunConfig) -> dict[str, Any]:
     values = plain(config)
     flat = {key: value for key, value in values.items() if key not in schemas()}
     flat |= {f"{group}.{key}": value for group in schemas() if group for key, value in values[group].items()}
-    return {key: value for key, value in flat.items() if not {key, key.partition(".")[0]} & set(exceptions)}
+    return {key: value for key, value in flat.items() if not is_among(exceptions, key)}

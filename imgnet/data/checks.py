@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from imgnet.config import DataBackend, DataConfig, DataKind, Interpolation
-from imgnet.config.ranges import shown
+from imgnet.config.ranges import shown, wrong_values
 from imgnet.data import digits
 from imgnet.data.folder import (
     LAYOUT_HINT,
@@ -34,11 +34,20 @@ def problems(config: DataConfig, *, on_this_machine: bool = False) -> list[str]:
         config: each of its values in its range already.
         on_this_machine: whether the run's workers will be here, so that what is known of its disks counts.
     """
-    found = [*_cut_problems(config), *_decoder_problems(config), *_staging_problems(config, on_this_machine)]
+    found = [
+        *preprocessing_problems(config),
+        *_decoder_problems(config),
+        *_staging_problems(config, on_this_machine),
+    ]
     try:
         return [*found, *_place_problems(config, on_this_machine)]
     except OSError as error:
         return [*found, f"data.root={config.root}: {error.strerror}"]
+
+
+def preprocessing_problems(config: DataConfig) -> list[str]:
+    """Those of how images are cut, resized and normalised. Looks at no disk."""
+    return [*wrong_values(config, "data").values()] or [*_cut_problems(config)]
 
 
 def batch_problems(config: DataConfig, global_batch_size: int) -> Iterator[str]:
@@ -47,6 +56,11 @@ def batch_problems(config: DataConfig, global_batch_size: int) -> Iterator[str]:
     if num_train is not None and num_train < global_batch_size:
         key = f"global_batch_size={global_batch_size}"
         yield f"{key} is more than the {num_train} training images of data={config.name}"
+
+
+def known_num_train(config: DataConfig) -> int | None:
+    """How many training images there will be, as far as the configuration tells."""
+    return digits.NUM_TRAIN if config.kind is DataKind.digits else config.num_train
 
 
 def chosen_backend(config: DataConfig) -> DataBackend:
@@ -65,13 +79,10 @@ def dali_is_installed() -> bool:
 
 
 def _num_train_up_to(config: DataConfig, limit: int) -> int | None:
-    """How many training images there will be, counted no further than ``limit``; None where there is no telling."""
-    if config.kind is DataKind.digits:
-        return digits.NUM_TRAIN
-    if config.kind is DataKind.synthetic:
-        return config.num_train
-    if problems(config):
-        return None
+    """How many training images there are, counted no further than ``limit``; None where there is no telling."""
+    known = known_num_train(config)
+    if known is not None or problems(config):
+        return known
     root = _root(config)
     if config.kind is DataKind.shards:
         return read_manifest(root).splits["train"].num_samples

@@ -55,6 +55,12 @@ def check(config: RunConfig, placement: Placement | None = None) -> Layout:
     return layout
 
 
+def shape_problems(config: RunConfig, layout: Layout) -> list[str]:
+    """What is wrong with how a run is spread over its workers, one line each: its batches and its topology."""
+    topology = parallel.problems(config, layout.world_size, layout.workers_per_node)
+    return [*wrong_values(config).values()] or [*_batch_problems(config, layout.world_size), *topology]
+
+
 def _checks(config: RunConfig, layout: Layout | None, *, on_this_machine: bool) -> Iterator[Check]:
     """What each domain has to say, and the keys and groups whose values must be in their ranges for it to be asked."""
     cluster = config.cluster
@@ -69,7 +75,7 @@ def _checks(config: RunConfig, layout: Layout | None, *, on_this_machine: bool) 
     if config.compile and here and not has_compiler():
         yield set(), lambda: ["compile=true needs a C++ compiler (g++ or clang++), and this machine has none"]
     if isinstance(cluster, SlurmConfig):
-        yield {"cluster"}, lambda: _slurm_problems(cluster, config.precision)
+        yield {"cluster"}, lambda: _slurm_problems(config, cluster)
     if layout is not None:
         sizes = layout.world_size, layout.workers_per_node
         yield BATCHES, lambda: _batch_problems(config, layout.world_size)
@@ -89,7 +95,7 @@ def _name_problems(name: str) -> Iterator[str]:
         yield f"name={name[:20]}... names a folder, and has more than {LONGEST_NAME} bytes; use a shorter one"
 
 
-def _slurm_problems(cluster: SlurmConfig, precision: Precision) -> Iterator[str]:
+def _slurm_problems(config: RunConfig, cluster: SlurmConfig) -> Iterator[str]:
     if cluster.max_requeues and cluster.notice_min >= cluster.timeout_min:
         yield (
             f"cluster.notice_min={cluster.notice_min} leaves nothing of cluster.timeout_min={cluster.timeout_min}; "
@@ -99,15 +105,21 @@ def _slurm_problems(cluster: SlurmConfig, precision: Precision) -> Iterator[str]
     for name in cluster.env:
         if any(word in name.upper() for word in SECRET_WORDS):
             yield f"cluster.env.{name}: a secret would be written to the run directory; export it in your shell instead"
-    if precision is Precision.bf16 and cluster.gpu_type in GPUS_WITHOUT_BF16:
-        yield f"precision=bf16: {cluster.gpu_type} has no bf16 arithmetic; use precision=fp16"
+    for key in ("precision", "evaluate_precision"):
+        if getattr(config, key) is Precision.bf16 and cluster.gpu_type in GPUS_WITHOUT_BF16:
+            yield f"{key}=bf16: {cluster.gpu_type} has no bf16 arithmetic; use {key}=fp16"
 
 
 def _batch_problems(config: RunConfig, workers: int) -> Iterator[str]:
     batch_size, accumulation = config.global_batch_size, config.num_accumulation_steps
     if config.mode is Mode.evaluate:
         return
-    if batch_size % workers:
+    if batch_size < workers:
+        yield (
+            f"global_batch_size={batch_size} has fewer images than there are workers, {workers} (cluster="
+            f"{config.cluster.name}); write global_batch_size={workers} or a multiple of it"
+        )
+    elif batch_size % workers:
         yield f"global_batch_size={batch_size} is not divisible by {workers} workers (cluster={config.cluster.name})"
     elif (batch_size // workers) % accumulation:
         yield (

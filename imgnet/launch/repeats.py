@@ -13,10 +13,11 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from imgnet.checkpoint.manifest import steps_of
 from imgnet.config import Mode, RunConfig, SlurmConfig
-from imgnet.config.settings import of_the_result
+from imgnet.config.settings import NOT_IN_THE_RESULT, is_among, of_the_result
 from imgnet.launch.observe import Observed, observe
+from imgnet.launch.owner import who_works
 from imgnet.results.table import display_path
-from imgnet.rundir import is_claimed, read_json
+from imgnet.rundir import read_json
 
 STANDARD_FOLDER = Path("multirun_outputs")
 
@@ -24,6 +25,11 @@ STANDARD_FOLDER = Path("multirun_outputs")
 def identity(config: RunConfig) -> str:
     """Sixteen hexadecimal digits, the same for runs that would give the same result."""
     return hashlib.sha256(json.dumps(of_the_result(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def counts(override: str) -> bool:
+    """Whether what was typed, such as ``optimizer.lr=0.1``, may change what a run gives."""
+    return not is_among(NOT_IN_THE_RESULT, override.lstrip("+~").partition("=")[0])
 
 
 def skips_completed(config: RunConfig) -> bool:
@@ -63,14 +69,14 @@ def to_be_continued(config: RunConfig, sweep_dir: Path) -> Path | None:
     for run_dir in _runs_like({same}, sweep_dir).get(same, []):
         is_open = read_json(run_dir / "run.json").get("status") != "completed"
         if is_open and not (run_dir / "submission.json").exists() and steps_of(run_dir / "checkpoints"):
-            return None if is_claimed(run_dir) else run_dir
+            return None if who_works(run_dir) else run_dir
     return None
 
 
 def _best(candidates: list[Observed]) -> Observed | None:
     """A completed run rather than one on its way; of several the newest."""
     completed = [one for one in candidates if one.status == "completed"]
-    on_their_way = [one for one in candidates if one.job_id and not one.is_over]
+    on_their_way = [one for one in candidates if one.job_id and one.status in ("queued", "running")]
     return next(iter(completed + on_their_way), None)
 
 
