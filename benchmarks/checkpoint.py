@@ -25,7 +25,7 @@ from imgnet.checkpoint.manifest import Manifest
 from imgnet.checkpoint.tree import pack
 from imgnet.checkpoint.writer import Writer
 from imgnet.config import DecentralizedConfig, ModelConfig, Precision, RunConfig, SgdConfig
-from imgnet.models import build_model
+from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
 from imgnet.parallel.build import build_strategy
 from imgnet.runtime import Runtime

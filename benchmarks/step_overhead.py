@@ -36,7 +36,7 @@ from imgnet.config import (
     SgdConfig,
 )
 from imgnet.data.loader import TrainLoader, build_eval_loader, build_train_loader
-from imgnet.models import build_model
+from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
 from imgnet.parallel.build import build_strategy
 from imgnet.parallel.hang import HangWatch

@@ -166,7 +166,7 @@ def _num_parameters(model: str | None, num_parameters: int | None) -> tuple[int,
     import torch
 
     from imgnet.config import ModelConfig
-    from imgnet.models import build_model
+    from imgnet.models.build import build_model
 
     with torch.device("meta"):
         built = build_model(ModelConfig(model), 1000, device=torch.device("meta"), channels_last=False)

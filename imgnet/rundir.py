@@ -39,23 +39,6 @@ from imgnet.runtime import running_under_slurm
 
 STATUSES = ("queued", "running", "completed", "failed", "preempted", "cancelled")
 SUBMISSION = "submission.json"
-NOT_IN_THE_RESULT = ("checkpoint", "log_every_steps", "skip_completed", "tracking")
-"""Keys of a configuration in which runs may differ and still be the same run: how it is queued, shown and sent."""
-NOT_IN_THE_RESULT_OF_CLUSTER = (
-    "account",
-    "dry_run",
-    "exclude",
-    "max_parallel",
-    "max_requeues",
-    "notice_min",
-    "mem_gb",
-    "name",
-    "network",
-    "partition",
-    "sbatch",
-    "timeout_min",
-    "wait",
-)
 MOST_OF_DIFF = 2**20
 """Characters of ``code.diff``; whoever changes more has committed data by mistake."""
 BESIDE = r"\..+?(\.\d+){1,2}"

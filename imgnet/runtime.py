@@ -5,6 +5,7 @@ torch is imported inside functions, because a command that is refused should not
 
 import os
 import re
+import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -110,6 +111,11 @@ def visible_gpus() -> int:
 def available_cores() -> int:
     """Cores that this process may run on (its affinity mask, which Slurm and containers set)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_compiler() -> bool:
+    """Whether torch finds what it compiles models with."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
 
 
 def running_under_slurm() -> str | None:

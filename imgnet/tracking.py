@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib.util import find_spec
 from io import StringIO, TextIOWrapper
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,8 @@ COLUMNS: tuple[str, ...] = (
     "num_val_images",
 )
 """Columns of ``metrics.csv``. Accuracies in percent, times in seconds, images per second of all workers together."""
+
+_LONGEST_PROJECT = 128
 
 log = logging.getLogger("imgnet")
 
@@ -267,6 +270,19 @@ def describe_epoch(row: Mapping[str, float], epochs: int) -> str:
         parts += [f"distance {row['consensus_distance']:.3g}"]
     parts += [f"{row['images_per_s']:,.0f} images/s", f"{row['train_time_s']:.1f} s"]
     return "  ".join(parts)
+
+
+def problems(tracking: TrackingConfig) -> Iterator[str]:
+    """What Weights & Biases would refuse, one line each with the key, its value and what would be right."""
+    if tracking.wandb is WandbMode.disabled:
+        return
+    if find_spec("wandb") is None:
+        yield (
+            f"tracking.wandb={tracking.wandb.value}, but wandb is not installed: pip install 'imgnet[wandb]', or leave "
+            "it out"
+        )
+    if not 0 < len(tracking.project) <= _LONGEST_PROJECT or any(letter in tracking.project for letter in "/\\#?%:"):
+        yield (f"tracking.project={tracking.project} must have 1 to {_LONGEST_PROJECT} letters, none of / \\ # ? % :")
 
 
 def start_wandb(tracking: TrackingConfig, config: dict[str, Any], run_dir: Path, name: str) -> Any:

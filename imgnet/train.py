@@ -20,14 +20,21 @@ from torch.nn import functional
 from imgnet import published, rundir
 from imgnet.checkpoint.export import export_model, load_model
 from imgnet.checkpoint.folder import read_average, read_worker
-from imgnet.checkpoint.manifest import Manifest, candidates, differences, remove_partial, trained_settings
+from imgnet.checkpoint.manifest import (
+    Manifest,
+    candidates,
+    differences,
+    refusal,
+    remove_partial,
+    trained_settings,
+)
 from imgnet.checkpoint.resume import newest_whole
 from imgnet.checkpoint.writer import Writer
-from imgnet.config import Mode, Precision, RunConfig
+from imgnet.config import ConfigError, Mode, Precision, RunConfig
 from imgnet.data.backend import Batch
 from imgnet.data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, prepare_nodes
 from imgnet.evaluate import AUTOCAST_DTYPES, Scores, autocast, evaluate
-from imgnet.models import build_model
+from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
 from imgnet.optim.schedule import learning_rate
 from imgnet.parallel.build import build_strategy
@@ -347,7 +354,7 @@ class Loop:
         if not self.runtime.is_main:
             return
         about = {
-            "settings": trained_settings(self.config),
+            "settings": self._settings(),
             "preprocessing": self.preprocessing,
             "epoch": row["epoch"],
             "step": row["step"],
@@ -368,6 +375,9 @@ class Loop:
     def _saves_after(self, epoch: int) -> bool:
         every = self.config.checkpoint.every_epochs
         return every is not None and (epoch % every == 0 or self.progress.step >= self.num_steps)
+
+    def _settings(self) -> dict[str, Any]:
+        return trained_settings(self.config, self.runtime.local_world_size)
 
     def _leave(self, row: dict[str, float]) -> str:
         if self.progress.step < self.num_steps:
@@ -391,7 +401,7 @@ class Loop:
             step=self.progress.step,
             epoch=math.ceil(self.progress.step / self.steps_per_epoch),
             world_size=self.runtime.world_size,
-            trained=trained_settings(self.config),
+            trained=self._settings(),
             metrics=row,
             preprocessing=self.preprocessing,
         )
@@ -418,7 +428,9 @@ class Loop:
             rundir.write_run(self.run_dir, resumed=lines)
 
     def _start_from(self, folder: Path, manifest: Manifest) -> str:
-        different = differences(manifest, self.config)
+        different = differences(manifest, self.config, self.runtime.world_size, self.runtime.local_world_size)
+        if different and not self.config.checkpoint.allow_differences:
+            raise ConfigError([refusal(folder, different)])
         if different or manifest.world_size != self.runtime.world_size:
             return self._start_from_average(folder, manifest, different)
         return self._restore(read_worker(folder, self.runtime.rank))

@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 
 from imgnet.checkpoint.export import export_model, load_model, read_about
 from imgnet.config import ModelConfig
-from imgnet.models import SmallCnn, build_model
+from imgnet.models.build import SmallCnn, build_model
 from tests.commands import ROOT
 
 
@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 import torch
 from imgnet.checkpoint.export import export_model
-from imgnet.models import SmallCnn
+from imgnet.models.build import SmallCnn
 torch.manual_seed(0)
 about = {key: "\\u00e4 \\n\\x7f \\" \\\\" for key in {"seed", "epoch", "step", "val_acc1", "val_loss", "settings"}}
 for number in range(8):

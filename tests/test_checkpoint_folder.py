@@ -30,7 +30,7 @@ from imgnet.checkpoint.manifest import (
 )
 from imgnet.checkpoint.tree import pack, unpack
 from imgnet.checkpoint.writer import Writer
-from imgnet.models import SmallCnn
+from imgnet.models.build import SmallCnn
 from tests.commands import environment
 from tests.disks import mounted
 

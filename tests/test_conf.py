@@ -7,7 +7,7 @@ from omegaconf import DictConfig, open_dict
 
 from imgnet.config import AccumAdamConfig, Decay, Precision, RunConfig, SlurmConfig, parse, register_schemas
 from imgnet.launch.checks import check
-from imgnet.models import build_model
+from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
 from tests.commands import ROOT
 
@@ -19,6 +19,7 @@ STUDIES = [
 ]
 ON_IMAGENET = ("paper",)
 NEEDED = {
+    "model=vit_b_16": ["data.train_px=224"],
     "topology": ["cluster=8xA40"],
     "topology=custom": ["topology.rounds=[[{ranks: [0,1,2,3,4,5,6,7]}]]"],
 }
@@ -40,11 +41,14 @@ def composed(*overrides: str) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def imagenet_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folders of ImageNet, without its images."""
+    """The folders of ImageNet, with two empty files in each."""
     root = tmp_path_factory.mktemp("Imagenet")
     for split in ("train", "val"):
         for number in range(1000):
-            (root / split / f"n{number:08}").mkdir(parents=True)
+            folder = root / split / f"n{number:08}"
+            folder.mkdir(parents=True)
+            for name in ("1.JPEG", "2.JPEG"):
+                (folder / name).touch()
     return str(root)
 
 

@@ -414,9 +414,18 @@ def test_momentum_from_zeros_is_torch_sgd():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (AdamConfig(name="adm", lr=0.1, weight_decay=0.0), "optimizer=adm is unknown; did you mean adam"),
-        (AdamConfig(name="lion", lr=0.1, weight_decay=0.0), "optimizer=lion is unknown; known are sgd, adam, adamw"),
-        (AdamConfig(name="sgd", lr=0.1, weight_decay=0.0), "optimizer=sgd needs a SgdConfig; got a AdamConfig"),
+        (
+            AdamConfig(name="adm", lr=0.1, weight_decay=0.0),
+            "optimizer.name=adm: there is no such optimizer; did you mean 'adam'",
+        ),
+        (
+            AdamConfig(name="lion", lr=0.1, weight_decay=0.0),
+            "there is no such optimizer; known: accum_adam, accum_adamw, adam, adamw, sgd",
+        ),
+        (
+            AdamConfig(name="sgd", lr=0.1, weight_decay=0.0),
+            "optimizer.name=sgd stands among the settings of adam and adamw",
+        ),
         (
             AdamConfig(name="adam", lr=0.1, weight_decay=0.0, betas=[0.9]),
             r"optimizer.betas=\[0.9\] must be two numbers",

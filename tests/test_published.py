@@ -25,7 +25,7 @@ from imgnet.data.checks import dali_is_installed
 from imgnet.data.loader import build_eval_loader
 from imgnet.data.synthesize import picture
 from imgnet.launch.sweep import _keep_what_was_typed
-from imgnet.models import SmallCnn
+from imgnet.models.build import SmallCnn
 from imgnet.published import (
     CLASSES_OF_SHIPPED,
     PREPROCESSING,

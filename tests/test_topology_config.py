@@ -94,8 +94,11 @@ def test_nodes_can_be_simulated() -> None:
 
 
 REFUSED: list[tuple[list[str], list[str]]] = [
-    (["topology=ring", "topology.self_weight=1.5"], ["topology=ring has self_weight=1.5; it must be above 0"]),
-    (["topology=complete", "topology.every=0"], ["topology=complete has every=0; it must be 1 or more"]),
+    (["topology=ring", "topology.self_weight=1.5"], ["topology.self_weight=1.5 must be below 1, or null"]),
+    (["topology=complete", "topology.every=0"], ["topology.every=0 must be at least 1"]),
+    (["topology=allreduce", "topology.name=ring"], ["topology.name=ring stands among settings that are not its own"]),
+    (["topology=ring", "topology.name=exp"], ["topology.name=exp stands among settings that are not its own"]),
+    (["topology=ring", "topology.name=rign"], ["topology.name=rign: there is no such topology; did you mean 'ring'?"]),
     (["topology=grid", "topology.num_rows=3"], ["topology=grid has num_rows=3; with 4 workers it must be one of [1,"]),
     (["topology=random", "topology.num_rounds=1"], ["leaves workers unconnected; draw more rounds"]),
     (["topology=ring", "cluster.simulated_nodes=3"], ["cluster.simulated_nodes=3 does not divide the 4 workers"]),
@@ -117,15 +120,15 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     ),
     (
         ["topology=ring", "topology.schedule=[{after_epochs: -1, topology: exp}]"],
-        ["topology.schedule has after_epochs [-1]; they must be 0 or more, and ascend"],
+        ["topology.schedule[0].after_epochs=-1 must be at least 0"],
     ),
     (
         ["topology=ring", "topology.schedule=[{after_epochs: 2, topology: exq}]"],
-        ["topology=exq is unknown; did you mean exp?"],
+        ["topology.schedule[0].topology=exq: there is no such topology; did you mean 'exp'?"],
     ),
     (
         ["topology=ring", "topology.schedule=[{after_epochs: 2, topology: allreduce}]"],
-        ["topology.schedule names allreduce, which averages gradients; use complete", "topology=allreduce is unknown"],
+        ["topology.schedule[0].topology=allreduce averages gradients; use complete"],
     ),
     (
         ["topology=ring", "topology.schedule=[{after_epochs: 0, topology: complete}]"],

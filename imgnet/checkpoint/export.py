@@ -71,6 +71,15 @@ def load_model(path: Path, module: nn.Module) -> None:
     Raises:
         ValueError: not a safetensors file, or of another model; the first differences are named.
     """
+    module.load_state_dict(tensors_for(module, path))
+
+
+def tensors_for(module: nn.Module, path: Path) -> dict[str, torch.Tensor]:
+    """An exported model's values, which fit ``module``.
+
+    Raises:
+        ValueError: not a safetensors file, or of another model; the first differences are named.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
@@ -81,7 +90,7 @@ def load_model(path: Path, module: nn.Module) -> None:
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(f"{path} holds another model: {'; '.join(differences[:3])}{more}")
-    module.load_state_dict(tensors)
+    return tensors
 
 
 def _differences(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:

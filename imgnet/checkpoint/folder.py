@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from imgnet.checkpoint.manifest import DamagedError
+from imgnet.checkpoint.manifest import DamagedError, check_size
 from imgnet.checkpoint.tree import Tensors, Tree, unpack
 from imgnet.rundir import write_atomically
 
@@ -57,16 +57,13 @@ def check_worker(folder: Path, rank: int) -> None:
     Raises:
         DamagedError: the file is lacking, cut short or changed.
     """
-    path, about = folder / f"rank_{rank}.safetensors", folder / f"rank_{rank}.json"
+    path, noted = folder / f"rank_{rank}.safetensors", check_size(folder, rank)
     try:
-        wanted = json.loads(about.read_text(encoding="utf-8"))
-        size = path.stat().st_size
-        if size != wanted["bytes"]:
-            raise DamagedError(f"{path} has {size} bytes, not {wanted['bytes']}")
-        if _checksum(path) != wanted["crc32"]:
-            raise DamagedError(f"{path} has changed since it was written (its checksum differs)")
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        checksum = _checksum(path)
+    except OSError as error:
         raise DamagedError(f"{path} cannot be read: {error}") from None
+    if checksum != noted["crc32"]:
+        raise DamagedError(f"{path} has changed since it was written (its checksum differs)")
 
 
 def _checksum(path: Path) -> int:

@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from imgnet.config import RunConfig
+from imgnet.config.settings import differing, of_the_training
+from imgnet.parallel.schedule import node_size, sees_nodes
 from imgnet.rundir import read_json, write_atomically
 
-FORMAT = 1
+FORMAT = 2
+"""1: of the settings only some were noted."""
 MANIFEST = "manifest.json"
+WORKERS_PER_NODE = "workers_per_node"
 
 
 class DamagedError(ValueError):
@@ -86,37 +90,75 @@ def read_manifest(folder: Path) -> Manifest:
         DamagedError: there is none, or it is not of this layout.
     """
     try:
-        return Manifest(**read_json(folder / MANIFEST))
+        manifest = Manifest(**read_json(folder / MANIFEST))
     except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DamagedError(f"{folder}: no checkpoint of this format ({error})") from None
+    kinds = {name: getattr(manifest, name) for name in ("step", "epoch", "world_size", "format")}
+    if not (isinstance(manifest.trained, dict) and all(isinstance(value, int) for value in kinds.values())):
+        raise DamagedError(f"{folder}: no checkpoint of this format ({kinds})")
+    if manifest.format > FORMAT:
+        raise DamagedError(f"{folder}: written by a newer version (format {manifest.format}; this one reads {FORMAT})")
+    return manifest
 
 
-def trained_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide what training computes, by their keys; the number of workers stands by itself."""
-    values: dict[str, Any] = {
-        "model.name": config.model.name,
-        "data.name": config.data.name,
-        "data.num_classes": config.data.num_classes,
-        "data.train_px": config.data.train_px,
-        "seed": config.seed,
-        "epochs": config.epochs,
-        "global_batch_size": config.global_batch_size,
-        "num_accumulation_steps": config.num_accumulation_steps,
-        "precision": config.precision.value,
-        "label_smoothing": config.label_smoothing,
-        "max_grad_norm": config.max_grad_norm,
-    }
-    for group in ("topology", "optimizer"):
-        values |= {f"{group}.{key}": value for key, value in asdict(getattr(config, group)).items()}
-    return json.loads(json.dumps(values, default=lambda value: value.value))
+def check_size(folder: Path, rank: int) -> dict[str, int]:
+    """Compare the size of one worker's file with what was noted; its bytes are not read.
+
+    Returns:
+        What was noted: ``bytes`` and ``crc32``.
+
+    Raises:
+        DamagedError: the file is lacking or cut short.
+    """
+    path = folder / f"rank_{rank}.safetensors"
+    try:
+        noted = json.loads((folder / f"rank_{rank}.json").read_text(encoding="utf-8"))
+        size, wanted = path.stat().st_size, {"bytes": noted["bytes"], "crc32": noted["crc32"]}
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}") from None
+    if size != wanted["bytes"]:
+        raise DamagedError(f"{path} has {size} bytes, not {wanted['bytes']}")
+    return wanted
 
 
-def differences(manifest: Manifest, config: RunConfig) -> list[str]:
-    """How the run that wrote a checkpoint differs from this one, each as ``key=there, not here``."""
-    wanted, found = trained_settings(config), manifest.trained
-    return [
-        f"{key}={found.get(key)}, not {wanted.get(key)}" for key in wanted | found if wanted.get(key) != found.get(key)
-    ]
+def trained_settings(config: RunConfig, workers_per_node: int) -> dict[str, Any]:
+    """The settings that decide what training computes, by their keys; the number of workers stands by itself.
+
+    Args:
+        config: the run.
+        workers_per_node: of the real nodes. It counts, as simulated nodes do, for topologies that see nodes.
+    """
+    settings = of_the_training(config)
+    if sees_nodes(config.topology):
+        settings[WORKERS_PER_NODE] = node_size(config.cluster, workers_per_node)
+    return json.loads(json.dumps(settings))
+
+
+def differences(manifest: Manifest, config: RunConfig, world_size: int, workers_per_node: int) -> list[str]:
+    """How the run that wrote a checkpoint differs from this one, each as ``key=there, not here``.
+
+    Not in the number of its workers: a run that has another one goes on in its own way.
+    """
+    there, here = manifest.trained, trained_settings(config, workers_per_node)
+    if manifest.format == 1:
+        here = {key: value for key, value in here.items() if key in there}
+    if manifest.world_size != world_size:
+        there, here = ({key: one[key] for key in one if key != WORKERS_PER_NODE} for one in (there, here))
+    pairs = differing(there, here).items()
+    return [f"{key}={_typed(found)}, not {_typed(wanted)}" for key, (found, wanted) in pairs]
+
+
+def refusal(place: Path | str, different: list[str]) -> str:
+    """Why a run does not go on from the checkpoint there, and what would be right."""
+    return (
+        f"{place} is of another run: {'; '.join(different)}. checkpoint.allow_differences=true starts from its "
+        "averaged model all the same, at step 0"
+    )
+
+
+def _typed(value: Any) -> str:
+    """A value as one types it."""
+    return json.dumps(value) if isinstance(value, bool | None) else str(value)
 
 
 def candidates(config: RunConfig, run_dir: Path) -> list[Path]:

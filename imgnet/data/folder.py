@@ -6,6 +6,7 @@ Labels are the places of the class names in sorted order, as in torchvision's Im
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -47,6 +48,20 @@ def class_names(split_folder: Path) -> list[str]:
     """Names of the class folders, sorted. Hidden ones, which editors and archivers leave behind, are no classes."""
     with os.scandir(split_folder) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+def classes_without_images(split_folder: Path) -> list[str]:
+    """Names of the class folders in which there is no image. Each is read up to its first one."""
+    names = class_names(split_folder)
+    with ThreadPoolExecutor(_NUM_SCANS_AT_ONCE) as pool:
+        first = pool.map(lambda name: next(_image_names(f"{split_folder}/{name}"), None), names)
+        return [name for name, image in zip(names, first, strict=True) if image is None]
+
+
+def num_images_up_to(split_folder: Path, limit: int) -> int:
+    """How many images a split has, counted no further than ``limit``."""
+    images = (image for name in class_names(split_folder) for image in _image_names(f"{split_folder}/{name}"))
+    return sum(1 for _ in islice(images, limit))
 
 
 class FolderSource:
@@ -100,9 +115,14 @@ def _files_of_classes(folder: str, classes: list[str]) -> list[list[str]]:
         files = list(pool.map(lambda name: sorted(_image_names(f"{folder}/{name}")), classes))
     empty = [name for name, names in zip(classes, files, strict=True) if not names]
     if empty:
-        kinds = ", ".join(EXTENSIONS)
-        raise ConfigError([f"{folder} has {len(empty)} classes without an image ({kinds}): {_some(empty)}"])
+        raise ConfigError([without_images(folder, empty)])
     return files
+
+
+def without_images(split_folder: Path | str, classes: list[str]) -> str:
+    """A line about classes that have none."""
+    kinds = ", ".join(EXTENSIONS)
+    return f"{split_folder} has {len(classes)} classes without an image ({kinds}): {_some(classes)}"
 
 
 def _image_names(folder: str) -> Iterator[str]:

@@ -46,13 +46,9 @@ def _local_workers(cluster: LocalConfig, placement: Placement | None) -> tuple[b
                     "set cluster.cpu_workers_per_node instead"
                 ]
             )
-        if cluster.cpu_workers_per_node < 1:
-            raise ConfigError([f"cluster.cpu_workers_per_node={cluster.cpu_workers_per_node}; at least 1 is needed"])
         return False, cluster.cpu_workers_per_node
     if placement is not None:
         wanted = placement.local_world_size
-    if wanted is not None and wanted < 1:
-        raise ConfigError([f"cluster.gpus_per_node={wanted}; at least 1 is needed (cluster.accelerator=cpu for none)"])
     if gpus < (wanted or 1):
         asked = f"cluster.gpus_per_node={wanted}" if wanted is not None else "cluster.accelerator=gpu"
         raise ConfigError([f"{asked}: this machine offers {gpus} GPUs; cluster.accelerator=cpu runs without"])

@@ -44,6 +44,10 @@ def one_line_errors() -> Iterator[None]:
         if not re.match(_NO_WORD, str(error)):
             raise
         _refuse([explain(error)])
+    except OverflowError:
+        if not (endless := [word for word in sys.argv[1:] if re.search(_ENDLESS, word)]):
+            raise
+        _refuse([f"{word[: word.index('=') + 9]}... has more digits than any number may have" for word in endless])
     except RunFailed as failure:
         sys.stderr.write(f"{failure}\n")
         sys.exit(FAILED)
@@ -135,11 +139,30 @@ def _wrong_choice(found: re.Match[str]) -> str:
     return f"{found['key']}={found['value']}: no such choice; {nearest(found['value'], known)}"
 
 
+def _other_than_a_choice(found: re.Match[str]) -> str:
+    choices = getattr(schemas, found["schema"], ())
+    known = ", ".join(sorted(choice.name for choice in choices))
+    return f"{found['key']}={found['value']}: no such choice; known: {known}"
+
+
+def _no_text(found: re.Match[str]) -> str:
+    return f"{found['key']}={found['value']}: must be text"
+
+
+def _null(found: re.Match[str]) -> str:
+    return f"{found['key']}=null: a value is needed"
+
+
+def _refers_to_nothing(found: re.Match[str]) -> str:
+    return f"{found['key']}: there is no key {found['other']!r} to take its value from"
+
+
 _GROUPS_OF_HYDRA = ("hydra/launcher", "hydra/sweeper", "hydra/help")
 _KINDS = {"integer": "a whole number", "float": "a number", "boolean": "true or false", "bool": "true or false"}
 
 # Hydra and OmegaConf word these; the tests hold every line, so that a new wording shows.
 _NO_WORD = r"Config group override must be a string or a list"
+_ENDLESS = r"=-?\d{308}"
 _SEARCH_PATH = re.compile(r"\s*(Config s|S)earch path:(\s+provider=[^\n]*)*")
 _EXPLANATIONS = (
     (
@@ -157,6 +180,13 @@ _EXPLANATIONS = (
         r"full_key: (?P<key>\S+)",
         _wrong_type,
     ),
+    (
+        r"Value (?P<value>.*) \(\w+\) is not a valid input for <enum '(?P<schema>\w+)'>\s+full_key: (?P<key>\S+)",
+        _other_than_a_choice,
+    ),
+    (r"Cannot convert '\w+' to string: '(?P<value>.*)'\s+full_key: (?P<key>\S+)", _no_text),
+    (r"field '[^']*' is not Optional\s+full_key: (?P<key>\S+)", _null),
+    (r"Interpolation key '(?P<other>[^']*)' not found\s+full_key: (?P<key>\S+)", _refers_to_nothing),
     (_NO_WORD, _no_word),
     (r"is not a ListConfig, list or tuple.*?full_key: (?P<key>\S+)", _no_list),
     (

@@ -1,7 +1,7 @@
 """Which runs were made before: a sweep that is typed again makes only those that are lacking.
 
-Two runs are the same when their resolved configurations are, but for what has no part in the result: how the run is
-queued, shown and sent. The commit is no part of it either; ``skip_completed=false`` makes a run again.
+Two runs are the same when their resolved configurations are, but for what has no part in the result
+(``config.settings``). The commit is no part of it either; ``skip_completed=false`` makes a run again.
 """
 
 import hashlib
@@ -12,30 +12,24 @@ from pathlib import Path
 from hydra.core.utils import JobReturn, JobStatus
 
 from imgnet.checkpoint.manifest import steps_of
-from imgnet.config import Mode, RunConfig, SlurmConfig, plain
+from imgnet.config import Mode, RunConfig, SlurmConfig
+from imgnet.config.settings import NOT_IN_THE_RESULT, is_among, of_the_result
 from imgnet.launch.observe import Observed, observe
 from imgnet.launch.owner import who_works
 from imgnet.results.table import display_path
-from imgnet.rundir import NOT_IN_THE_RESULT, NOT_IN_THE_RESULT_OF_CLUSTER, read_json
+from imgnet.rundir import read_json
 
 STANDARD_FOLDER = Path("multirun_outputs")
 
 
 def identity(config: RunConfig) -> str:
     """Sixteen hexadecimal digits, the same for runs that would give the same result."""
-    values = {key: value for key, value in plain(config).items() if key not in NOT_IN_THE_RESULT}
-    if config.resume in ("auto", "none"):
-        del values["resume"]
-    cluster = values["cluster"].items()
-    values["cluster"] = {key: value for key, value in cluster if key not in NOT_IN_THE_RESULT_OF_CLUSTER}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(of_the_result(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def counts(override: str) -> bool:
     """Whether what was typed, such as ``optimizer.lr=0.1``, may change what a run gives."""
-    group, _, key = override.lstrip("+~").partition("=")[0].partition(".")
-    left_out = NOT_IN_THE_RESULT_OF_CLUSTER if group == "cluster" else ()
-    return group not in NOT_IN_THE_RESULT and key.partition(".")[0] not in left_out
+    return not is_among(NOT_IN_THE_RESULT, override.lstrip("+~").partition("=")[0])
 
 
 def skips_completed(config: RunConfig) -> bool:

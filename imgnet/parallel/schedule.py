@@ -3,8 +3,11 @@
 from dataclasses import fields
 from typing import Any
 
-from imgnet.config import ClusterConfig, DecentralizedConfig, LocalConfig
+from imgnet.config import ClusterConfig, DecentralizedConfig, LocalConfig, TopologyConfig
 from imgnet.parallel.topology import Phase, Schedule, Topology, build_topology
+
+SEE_NODES = ("alternating-exp-ring", "hierarchical")
+"""Topologies whose rounds depend on which workers share a node."""
 
 
 def build_schedule(
@@ -42,6 +45,14 @@ def node_size(cluster: ClusterConfig, workers_per_node: int) -> int:
     if nodes < 1 or workers_per_node % nodes:
         raise ValueError(f"cluster.simulated_nodes={nodes} does not divide the {workers_per_node} workers")
     return workers_per_node // nodes
+
+
+def sees_nodes(config: TopologyConfig) -> bool:
+    """Whether the rounds depend on which workers share a node."""
+    names = {config.name}
+    if isinstance(config, DecentralizedConfig):
+        names |= {switch.topology for switch in config.schedule}
+    return not names.isdisjoint(SEE_NODES)
 
 
 def _topology(name: str, config: DecentralizedConfig, world_size: int, workers_per_node: int) -> Topology:

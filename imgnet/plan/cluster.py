@@ -1,9 +1,9 @@
 """The network that a cluster's configuration describes, and what is wrong with that description."""
 
 from collections.abc import Iterator
-from math import isfinite
 
 from imgnet.config import ClusterConfig, ConfigError, GroupAlgorithm, NetworkConfig
+from imgnet.config.ranges import wrong_values
 from imgnet.launch.layout import Layout
 from imgnet.plan.network import Link, Network
 
@@ -46,25 +46,15 @@ def _problems(cluster: ClusterConfig, layout: Layout) -> Iterator[str]:
         yield from _bandwidth(cluster, "between_gbit_s", "one network interface of a node", 100)
     if layout.workers_per_node > 1:
         yield from _bandwidth(cluster, "within_gbit_s", "one worker to another on its node", 200)
-    for key in ("between_latency_us", "within_latency_us"):
-        if not (isfinite(getattr(described, key)) and getattr(described, key) >= 0):
-            yield f"cluster.network.{key}={getattr(described, key)} must be 0 or more microseconds"
-    if described.nics_per_node < 1:
-        yield f"cluster.network.nics_per_node={described.nics_per_node}; at least 1 is needed"
-    if not (isfinite(described.relative_speed) and described.relative_speed > 0):
-        speed = described.relative_speed
-        yield f"cluster.network.relative_speed={speed} must be above 0; 1 is as fast as the GPU that was measured"
+    yield from wrong_values(described, "cluster.network").values()
 
 
 def _bandwidth(cluster: ClusterConfig, key: str, of: str, example: int) -> Iterator[str]:
-    value = getattr(cluster.network, key)
-    if value is None:
+    if getattr(cluster.network, key) is None:
         yield (
             f"cluster={cluster.name} does not say what its network carries; write "
             f"cluster.network.{key}={example} (Gbit/s of {of}), or measure it with `imgnet measure --network`"
         )
-    elif not (isfinite(value) and value > 0):
-        yield f"cluster.network.{key}={value} must be a bandwidth above 0, in Gbit/s of {of}, such as {example}"
 
 
 def described(network: NetworkConfig) -> bool:

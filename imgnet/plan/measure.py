@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imgnet.config import DecentralizedConfig, RunConfig
-from imgnet.models import build_model
+from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
 from imgnet.parallel.decentralized import Bucket
 from imgnet.parallel.flat import split_into_buckets

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from imgnet.config import ModelConfig
-from imgnet.models import build_model
+from imgnet.models.build import build_model
 from imgnet.plan.computation import NUM_CLASSES, Profile
 from imgnet.rundir import write_atomically
 

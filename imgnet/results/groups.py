@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from imgnet.config.settings import NOT_IN_THE_RESULT, is_among
 from imgnet.results.read import Run
-from imgnet.rundir import NOT_IN_THE_RESULT, NOT_IN_THE_RESULT_OF_CLUSTER
 from imgnet.suggest import nearest
 
-IGNORED = ("seed", *NOT_IN_THE_RESULT, *(f"cluster.{key}" for key in NOT_IN_THE_RESULT_OF_CLUSTER))
-"""Settings, or the beginnings of their names, that put no run into another group."""
+IGNORED = ("seed", *NOT_IN_THE_RESULT)
+"""Settings, or groups of them, that put no run into another group."""
 NOT_SET = "-"
 
 
@@ -81,11 +81,7 @@ def _identity(run: Run, *, each: bool) -> frozenset[tuple[str, str]]:
 
 def _counts(key: str, value: str) -> bool:
     # A key without a value may be missing in the configuration of an older version.
-    return value != "null" and not _is_ignored(key) and not (key == "resume" and value in ("auto", "none"))
-
-
-def _is_ignored(key: str) -> bool:
-    return any(key == ignored or key.startswith(f"{ignored}.") for ignored in IGNORED)
+    return value != "null" and not is_among(IGNORED, key) and not (key == "resume" and value in ("auto", "none"))
 
 
 def _group(alike: Sequence[Run]) -> Group:
@@ -100,10 +96,10 @@ def _labels(runs: Sequence[Run], *, each: bool) -> list[dict[str, str]]:
 
     First what was typed and varies; then, while some still have the same labels, settings that tell those apart.
     """
-    typed = dict.fromkeys(key for run in runs for key in run.overrides if not _is_ignored(key))
+    typed = dict.fromkeys(key for run in runs for key in run.overrides if not is_among(IGNORED, key))
     keys = [key for key in typed if _varies(key, runs)]
     while alike := _with_equal_labels(runs, keys):
-        further = sorted({key for run in alike for key in run.settings if not _is_ignored(key)} - set(keys))
+        further = sorted({key for run in alike for key in run.settings if not is_among(IGNORED, key)} - set(keys))
         telling = next((key for key in further if _varies(key, alike)), None)
         if telling is None:
             break

@@ -195,6 +195,19 @@ def test_another_number_of_workers_goes_on_in_the_right_phase_of_the_schedule(tm
     assert "at the beginning of epoch 2" in said
 
 
+def test_other_settings_start_over_only_where_that_is_allowed(tmp_path: Path) -> None:
+    config = configuration("ring", SGD)
+    run_dir = make(tmp_path / "run")
+    on_four(run_dir, config, STEPS_PER_EPOCH + 2, workers=2)
+    other = replace(config, label_smoothing=0.1)
+    with pytest.raises(AssertionError, match=r"step_0000000008 is of another run: label_smoothing=0\.0, not 0\.1\. "):
+        on_four(run_dir, other, workers=2)
+    allowed = replace(other, checkpoint=replace(other.checkpoint, allow_differences=True))
+    on_four(run_dir, allowed, 2, workers=2)
+    (said,) = read_json(run_dir / "run.json")["resumed"]
+    assert said.endswith("its averaged model, from step 0, for the settings differ: label_smoothing=0.0, not 0.1")
+
+
 def damage(folder: Path, how: str) -> None:
     victim = folder / "rank_2.safetensors"
     content = bytearray(victim.read_bytes())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from imgnet.config import ModelConfig
-from imgnet.models import build_model
+from imgnet.models.build import build_model
 
 CPU = torch.device("cpu")
 
@@ -18,7 +18,9 @@ def test_a_name_of_any_library_becomes_a_classifier(name: str) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"model\.name=resnet51: neither torchvision nor timm has it; nearest: resnet"):
+    with pytest.raises(
+        ValueError, match=r"model\.name=resnet51: neither torchvision nor timm has it; did you mean 'res"
+    ):
         build_model(ModelConfig(name="resnet51"), 10, device=CPU, channels_last=False)
 
 

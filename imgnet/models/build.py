@@ -1,12 +1,12 @@
 """A classifier by its name: torchvision's, timm's, or the small one of this package."""
 
-from difflib import get_close_matches
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from imgnet.config import ModelConfig
+from imgnet.models.names import library_of, unknown
 
 
 class SmallCnn(nn.Module):
@@ -55,21 +55,19 @@ def build_model(
 
 
 def _by_name(config: ModelConfig, num_classes: int) -> nn.Module:
-    if config.name == "small_cnn":
-        if config.pretrained:
-            raise ValueError("model.pretrained=true: there are no published weights of small_cnn")
-        return SmallCnn(num_classes)
-    import torchvision
+    match library_of(config.name):
+        case "imgnet":
+            if config.pretrained:
+                raise ValueError("model.pretrained=true: there are no published weights of small_cnn")
+            return SmallCnn(num_classes)
+        case "torchvision":
+            return _torchvision(config, num_classes)
+        case "timm":
+            import timm
 
-    if config.name in torchvision.models.list_models(module=torchvision.models):
-        return _torchvision(config, num_classes)
-    import timm
-
-    if timm.is_model(config.name):
-        return timm.create_model(config.name, pretrained=config.pretrained, num_classes=num_classes)
-    known = ["small_cnn", *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
-    close = ", ".join(get_close_matches(config.name, known, n=3)) or "see timm.list_models()"
-    raise ValueError(f"model.name={config.name}: neither torchvision nor timm has it; nearest: {close}")
+            return timm.create_model(config.name, pretrained=config.pretrained, num_classes=num_classes)
+        case None:
+            raise ValueError(unknown(config.name))
 
 
 def _torchvision(config: ModelConfig, num_classes: int) -> nn.Module:

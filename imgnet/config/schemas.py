@@ -1,30 +1,32 @@
-"""What a run may be told: typed schemas for every config group, and the checks that span several keys.
+"""Typed schemas for every config group: each key with its type, its range (``config.ranges``) and its meaning.
 
-Nothing here imports torch, so that ``--help``, a refused command and a submission from a login node take a second.
 Units are in the names: ``_epochs``, ``_steps``, ``_min`` (minutes), ``_gb`` (10^9 bytes), ``_mb`` (2^20 bytes),
 ``_px`` (pixels).
 """
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from annotated_types import Ge, Gt, Interval, Len
+from omegaconf import MISSING
 
-from imgnet.suggest import unknown_key
+MOST = 2**31 - 1
+"""Of what has no limit of its own: counts stay whole numbers for everybody who gets them."""
 
-
-class ConfigError(ValueError):
-    """A command that is refused before anything is started. Holds one line for each problem."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+Count = Annotated[int, Interval(ge=1, le=MOST)]
+WholeNumber = Annotated[int, Interval(ge=0, le=MOST)]
+Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
+Workers = Annotated[int, Interval(ge=1, le=1024)]
+"""Of one node. More is a slip of the finger that would take the machine down."""
+Rounds = Annotated[int, Interval(ge=1, le=10_000)]
+Images = Annotated[int, Interval(ge=1, le=1_000_000_000)]
+Pixels = Annotated[int, Interval(ge=1, le=16_384)]
+Megabytes = Annotated[int, Interval(ge=1, le=65_536)]
 
 
 class Mode(Enum):
@@ -146,12 +148,12 @@ class DataConfig:
     """Folder with ``train/<class>/*`` and ``val/<class>/*``, or with the shards that ``imgnet data shard`` wrote;
     unused by ``synthetic``."""
     backend: DataBackend = DataBackend.auto
-    num_classes: int = MISSING
-    train_px: int = MISSING
+    num_classes: Annotated[int, Interval(ge=2, le=10_000_000)] = MISSING
+    train_px: Pixels = MISSING
     """Side of the training crop."""
-    eval_px: int = MISSING
+    eval_px: Pixels = MISSING
     """Side of the validation crop."""
-    eval_resize_px: int = MISSING
+    eval_resize_px: Pixels = MISSING
     """Shorter side that an image is resized to before its central ``eval_px`` are cut out."""
     eval_squash: bool = False
     """Both sides are resized to ``eval_resize_px``, whatever the proportions of the image."""
@@ -159,32 +161,37 @@ class DataConfig:
     """Of all resizing, in training and in validation."""
     antialias: bool = True
     """Images that shrink are smoothed, as Pillow does; false: pixels between those that are looked at do not count."""
-    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    crop_scale: Annotated[list[Annotated[float, Interval(gt=0, le=1)]], Len(2, 2)] = field(
+        default_factory=lambda: [0.08, 1.0]
+    )
     """Smallest and largest share of the image's area in a training crop."""
-    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
+    crop_ratio: Annotated[list[Annotated[float, Interval(ge=0.01, le=100)]], Len(2, 2)] = field(
+        default_factory=lambda: [0.75, 4 / 3]
+    )
     """Smallest and largest width / height of a training crop, before resizing to a square."""
-    crop_attempts: int = 10
-    """Draws of a training crop, of which the first that fits into the image is taken; if none does, a central one."""
-    flip_probability: float = 0.5
-    mean: list[float] = MISSING
-    std: list[float] = MISSING
+    crop_attempts: Annotated[int, Interval(ge=1, le=1000)] = 10
+    """Draws of a training crop, of which the first that fits into the image is taken; if none does, a central one.
+    All of them are made for every image."""
+    flip_probability: Share = 0.5
+    mean: Annotated[list[Share], Len(3, 3)] = MISSING
+    std: Annotated[list[Annotated[float, Interval(ge=0.001, le=1)]], Len(3, 3)] = MISSING
     keep: list[str] = field(default_factory=list)
     """Keys, such as ``mean``, that weights (``model.pretrained``, ``model.weights``) leave as they are here. Those that
     are typed on the command line are added by themselves (:mod:`imgnet.published`)."""
-    num_workers: int | None = None
+    num_workers: Annotated[int, Interval(ge=0, le=1024)] | None = None
     """Decoding processes (torchvision) or threads (DALI) of each worker; null: its share of the cores, less one for
     training. 0: torchvision decodes in the training process, DALI in one thread."""
     on_bad_image: OnBadImage = OnBadImage.error
-    max_bad_images: int = 100
+    max_bad_images: WholeNumber = 100
     """``on_bad_image=skip`` only: how many images a worker may skip before the run fails."""
     stage_to: str | None = None
     """``shards`` only: a folder on a disk of each node, such as ``/local/ssd`` or ``$TMPDIR``, that the shards are
     copied to before training; null: they are read where they are."""
-    stage_timeout_min: int = 120
+    stage_timeout_min: Annotated[int, Interval(ge=1, le=10_080)] = 120
     """How long nodes that are ready wait for one that still copies."""
-    num_train: int | None = None
+    num_train: Images | None = None
     """``synthetic`` only: how many training images there are."""
-    num_val: int | None = None
+    num_val: Images | None = None
     """``synthetic`` only: how many validation images there are."""
 
 
@@ -199,7 +206,7 @@ class TopologyConfig:
 class AllReduceConfig(TopologyConfig):
     """Gradients averaged over all workers in each step (``DistributedDataParallel``)."""
 
-    bucket_mb: int = 25
+    bucket_mb: Megabytes = 25
     """Size of a message; torch's own default."""
 
 
@@ -207,7 +214,7 @@ class AllReduceConfig(TopologyConfig):
 class SwitchConfig:
     """A change of topology during the run."""
 
-    after_epochs: int = MISSING
+    after_epochs: WholeNumber = MISSING
     """Epochs before the change; 0: from the first step on."""
     topology: str = MISSING
     """A topology by its name, with the options of its family's defaults; the run's own one has the run's options."""
@@ -218,10 +225,10 @@ class DecentralizedConfig(TopologyConfig):
     """Parameters averaged with a few workers in each step, behind the next forward and backward pass."""
 
     engine: Engine = Engine.imgnet
-    bucket_mb: int = 4
+    bucket_mb: Megabytes = 4
     """Size of a message. On slow links small ones leave fewer gaps between a round and the next, which has other peers
     (benchmarks/README.md); what starts them is hidden behind the computation."""
-    every: int = 1
+    every: Rounds = 1
     """Average after each ``every``-th step only, throughout the run."""
     wire_dtype: WireDtype = WireDtype.fp32
     """``bf16`` halves the messages; docs/topologies.md says what that costs."""
@@ -234,7 +241,7 @@ class DecentralizedConfig(TopologyConfig):
 class WeightedConfig(DecentralizedConfig):
     """A topology that lets a worker keep more, or less, of its own parameters than an even average would."""
 
-    self_weight: float | None = None
+    self_weight: Annotated[float, Interval(gt=0, lt=1)] | None = None
     """What each worker keeps of its own, in (0, 1); null: as much as of each neighbour's."""
 
 
@@ -242,9 +249,9 @@ class WeightedConfig(DecentralizedConfig):
 class RandomConfig(WeightedConfig):
     """Pairs drawn anew in each round."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the pairs; the run's own ``seed`` does not change them."""
-    num_rounds: int = 64
+    num_rounds: Rounds = 64
     """Rounds that are drawn; then they begin again."""
 
 
@@ -252,7 +259,7 @@ class RandomConfig(WeightedConfig):
 class LatticeConfig(DecentralizedConfig):
     """Workers in rows and columns."""
 
-    num_rows: int | None = None
+    num_rows: Count | None = None
     """A divisor of the number of workers; null: as near to a square as there is."""
 
 
@@ -269,21 +276,21 @@ class OptimizerConfig:
     """An update rule and its schedule: linear warm-up to ``lr``, then a cosine down to ``min_lr``."""
 
     name: str = MISSING
-    lr: float = MISSING
-    weight_decay: float = MISSING
+    lr: Positive = MISSING
+    weight_decay: NotNegative = MISSING
     decay: Decay = Decay.by_shape
     """What ``weight_decay`` is applied to."""
-    warmup_epochs: float = 5.0
-    warmup_factor: float = 0.01
+    warmup_epochs: NotNegative = 5.0
+    warmup_factor: Annotated[float, Interval(gt=0, le=1)] = 0.01
     """The warm-up starts at ``warmup_factor * lr``."""
-    min_lr: float = 1e-5
+    min_lr: NotNegative = 1e-5
 
 
 @dataclass
 class SgdConfig(OptimizerConfig):
     """Stochastic gradient descent with momentum."""
 
-    momentum: float = 0.0
+    momentum: BelowOne = 0.0
     nesterov: bool = False
     quasi_global: bool = False
     """Momentum of how the parameters moved, averaging included (QG-DSGDm, arXiv 2102.04761). Decentralized only."""
@@ -293,15 +300,15 @@ class SgdConfig(OptimizerConfig):
 class AdamConfig(OptimizerConfig):
     """Adam and AdamW (decoupled decay), by ``name``."""
 
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
+    betas: Annotated[list[BelowOne], Len(2, 2)] = field(default_factory=lambda: [0.9, 0.999])
+    eps: Positive = 1e-8
 
 
 @dataclass
 class AccumAdamConfig(AdamConfig):
     """AccumAdam and AccumAdamW: moments advance once in ``accum_iter`` steps (arXiv 2410.11998)."""
 
-    accum_iter: int = 4
+    accum_iter: Count = 4
 
 
 @dataclass
@@ -311,18 +318,18 @@ class NetworkConfig:
     Gbit are 10^9 bits, in each of both directions.
     """
 
-    between_gbit_s: float | None = None
+    between_gbit_s: Positive | None = None
     """Of one network interface of a node."""
-    between_latency_us: float = 20.0
+    between_latency_us: NotNegative = 20.0
     """Of a message from one node to another."""
-    nics_per_node: int = 1
+    nics_per_node: Count = 1
     """Network interfaces of a node. A flow goes through one of them; several flows are spread over all."""
-    within_gbit_s: float | None = None
+    within_gbit_s: Positive | None = None
     """Of one worker, to another on its node."""
-    within_latency_us: float = 10.0
+    within_latency_us: NotNegative = 10.0
     """Of a message within a node."""
     all_reduce: GroupAlgorithm = GroupAlgorithm.auto
-    relative_speed: float = 1.0
+    relative_speed: Positive = 1.0
     """What a GPU of this cluster computes, relative to the one that was measured. The shipped clusters: to an A40."""
 
 
@@ -339,10 +346,10 @@ class LocalConfig(ClusterConfig):
     """This machine: one worker for each GPU, or ``cpu_workers_per_node`` on a CPU."""
 
     accelerator: Accelerator = Accelerator.auto
-    gpus_per_node: int | None = None
+    gpus_per_node: Workers | None = None
     """null: all GPUs that this process may use."""
-    cpu_workers_per_node: int = 4
-    simulated_nodes: int = 1
+    cpu_workers_per_node: Workers = 4
+    simulated_nodes: Count = 1
     """The topology takes the workers for so many nodes, though all run on this one: to try hierarchical ones."""
 
 
@@ -350,16 +357,16 @@ class LocalConfig(ClusterConfig):
 class SlurmConfig(ClusterConfig):
     """A Slurm job: ``nodes`` nodes with ``gpus_per_node`` workers each, one for each GPU."""
 
-    nodes: int = MISSING
-    gpus_per_node: int = MISSING
+    nodes: Annotated[int, Interval(ge=1, le=10_000)] = MISSING
+    gpus_per_node: Workers = MISSING
     gpu_type: str | None = None
     """As the cluster's Slurm calls it; null: any."""
     accelerator: Accelerator = Accelerator.gpu
     """``cpu``: the job asks for its GPUs all the same, but its workers compute on the CPU. For trials."""
-    cpus_per_gpu: int = 8
-    mem_gb: int | None = None
+    cpus_per_gpu: Annotated[int, Interval(ge=1, le=1024)] = 8
+    mem_gb: Count | None = None
     """Memory of each node in 2^30 bytes, as Slurm counts; null: Slurm's default."""
-    timeout_min: int = MISSING
+    timeout_min: Count = MISSING
     partition: str | None = None
     account: str | None = None
     constraint: str | None = None
@@ -372,11 +379,12 @@ class SlurmConfig(ClusterConfig):
     """Further sbatch options, by their long names; one that takes no value has an empty one."""
     srun: list[str] = field(default_factory=list)
     """Further srun arguments."""
-    max_requeues: int = 3
+    max_requeues: WholeNumber = 3
     """How often a run that Slurm is about to end, and that has saved itself, is queued again to go on."""
-    notice_min: int = 2
-    """Minutes before the time limit in which a run saves itself; Slurm may be a minute early."""
-    max_parallel: int | None = None
+    notice_min: Annotated[int, Interval(ge=1, le=1092)] = 2
+    """Minutes before the time limit in which a run saves itself; Slurm may be a minute early. It counts them in
+    seconds, and to 65,535."""
+    max_parallel: Count | None = None
     """How many runs of a sweep may be in progress at once, of those with equal resources; null: no bound of ours."""
     wait: bool = False
     """Show progress until all runs have ended, and exit non-zero if one failed; false: submit and return."""
@@ -388,11 +396,11 @@ class SlurmConfig(ClusterConfig):
 class CheckpointConfig:
     """What is kept so that a run can go on exactly: every worker's whole state, at one step."""
 
-    every_epochs: int | None = 1
+    every_epochs: Count | None = 1
     """null: not at the end of epochs."""
-    every_min: float | None = None
+    every_min: Positive | None = None
     """Minutes between checkpoints, within epochs too; null: not by the clock."""
-    keep_last: int = 2
+    keep_last: Count = 2
     """How many of the newest are kept, beside the best."""
     allow_differences: bool = False
     """Start from a checkpoint of another topology, optimizer or model settings, by its averaged model."""
@@ -418,27 +426,27 @@ class RunConfig:
     resume: str = "auto"
     """``auto``: an unfinished run of the same configuration is continued in its directory, from its newest whole
     checkpoint; ``none``: start anew; a path: start from that checkpoint, or from the newest of that run directory."""
-    seed: int = 1
-    epochs: int = MISSING
-    max_steps: int | None = None
+    seed: Seed = 1
+    epochs: Count = MISSING
+    max_steps: Count | None = None
     """End after so many optimizer steps, wherever the epoch is. For benchmarks and trials."""
-    global_batch_size: int = MISSING
+    global_batch_size: Count = MISSING
     """Images in one optimizer step, over all workers and accumulation steps."""
-    num_accumulation_steps: int = 1
+    num_accumulation_steps: Count = 1
     """Forward and backward passes of each worker in one optimizer step."""
     precision: Precision = Precision.bf16
     channels_last: bool = True
     compile: bool = False
-    label_smoothing: float = 0.0
-    max_grad_norm: float | None = None
+    label_smoothing: BelowOne = 0.0
+    max_grad_norm: Positive | None = None
     """Gradients are scaled down to this Euclidean norm over the whole model of a worker."""
-    evaluate_every_epochs: int = 1
+    evaluate_every_epochs: Count = 1
     evaluate_precision: Precision | None = None
     """Arithmetic of the forward pass in evaluation; null: that of training."""
-    evaluate_label_smoothing: float = 0.0
+    evaluate_label_smoothing: BelowOne = 0.0
     """In ``val_loss``; ``train_loss`` has ``label_smoothing``."""
-    log_every_steps: int = 50
-    hang_timeout_min: float | None = 5.0
+    log_every_steps: Count = 50
+    hang_timeout_min: Positive | None = 5.0
     """A run in which no step is made for so long ends, and says which worker does not come; null: that is left to gloo
     and NCCL. Staging, evaluation and checkpoints take what they take."""
     skip_completed: bool | None = None
@@ -471,116 +479,3 @@ HYDRA = "hydra"
 """The key of Hydra's own part, beside those of a run."""
 STUDIES = "experiments"
 """The group that sets all of these: ``+experiments=quickstart``."""
-
-
-def register_schemas() -> None:
-    """Tell Hydra the type of every key. The files in ``conf/`` start from these through their defaults lists.
-
-    They stand under ``hydra/`` so that ``--help`` does not offer them as choices.
-    """
-    store = ConfigStore.instance()
-    store.store(name="run_schema", node=RunConfig)
-    for group, schemas in GROUP_SCHEMAS.items():
-        for name, schema in schemas.items():
-            store.store(group=f"hydra/schema/{group}", name=name, node=schema)
-
-
-def parse(composed: DictConfig) -> RunConfig:
-    """Turn what Hydra composed into a typed :class:`RunConfig`, with every interpolation resolved.
-
-    Raises:
-        ConfigError: keys without a value, or unknown ones that a ``+`` added; all of them named.
-    """
-    task = _with_all_keys(composed)
-    if problems := [*_unknown_keys(task), *_missing_values(task)]:
-        raise ConfigError(problems)
-    return RunConfig(**{name: _without_nodes(task[name]) for name in _names(RunConfig)})
-
-
-def _with_all_keys(composed: DictConfig) -> DictConfig:
-    """A configuration that knows its schema: what Hydra composed as it is, anything else merged into it."""
-    if OmegaConf.get_type(composed) is RunConfig and set(_names(RunConfig)) <= set(composed):
-        return composed
-    values = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != HYDRA])
-    merged = OmegaConf.merge(RunConfig, values)
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def _unknown_keys(task: DictConfig) -> Iterator[str]:
-    """A line for each key that its schema lacks: nodes are typed, but take any key that is added with a ``+``."""
-    for parent, node, schema in _typed_nodes(task):
-        known = _names(schema)
-        unknown = (str(key) for key in node if key not in known)
-        yield from (unknown_key(parent + key, known) for key in unknown if parent or key != HYDRA)
-
-
-def _missing_values(task: DictConfig) -> Iterator[str]:
-    missing = [name for name in _names(RunConfig) if OmegaConf.is_missing(task, name)]
-    groups = (node for parent, node, _ in _typed_nodes(task) if parent)  # Hydra's own part may lack some
-    missing += [str(key) for node in groups for key in OmegaConf.missing_keys(node)]
-    yield from (f"{key} has no value; set it with {key}=..." for key in sorted(missing))
-
-
-def _typed_nodes(task: DictConfig) -> Iterator[tuple[str, DictConfig, type]]:
-    """The root and its groups: what stands before their keys, the node, and its schema."""
-    yield "", task, RunConfig
-    for name, node in task.items_ex(resolve=False):
-        schema = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
-        if name != HYDRA and not OmegaConf.is_missing(task, name) and is_dataclass(schema):
-            yield f"{name}.", node, schema
-
-
-def _names(schema: type) -> list[str]:
-    return [entry.name for entry in fields(schema)]
-
-
-def _without_nodes(value: Any) -> Any:
-    return OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
-
-
-def plain(config: RunConfig) -> dict[str, Any]:
-    """The values of a configuration without types, as YAML and JSON hold them; :func:`parse_saved` reads them."""
-    return asdict(config, dict_factory=lambda pairs: {key: _plain_value(value) for key, value in pairs})
-
-
-def _plain_value(value: Any) -> Any:
-    return value.name if isinstance(value, Enum) else value
-
-
-def as_yaml(config: RunConfig) -> str:
-    """The same as the text of a file, for :func:`read`."""
-    return "".join(_section(key, json.dumps(value)) for key, value in plain(config).items())
-
-
-@cache  # hundreds of runs of a sweep differ in few keys
-def _section(key: str, value: str) -> str:
-    return OmegaConf.to_yaml({key: json.loads(value)})
-
-
-def read(path: Path) -> RunConfig:
-    """The configuration that a run directory holds, typed again: YAML does not say which schema a group had.
-
-    Raises:
-        ConfigError: keys without a value.
-    """
-    saved = OmegaConf.load(path)
-    assert isinstance(saved, DictConfig)
-    return parse_saved(saved)
-
-
-def parse_saved(saved: DictConfig) -> RunConfig:
-    """The same from values without types, for every key of a run.
-
-    Raises:
-        ConfigError: keys without a value.
-    """
-    for group, schemas in GROUP_SCHEMAS.items():
-        saved[group] = OmegaConf.merge(_schema_of(set(saved[group]), list(schemas.values())), saved[group])
-    return parse(saved)
-
-
-def _schema_of(keys: set[str], schemas: list[type]) -> type:
-    """The smallest schema that knows all ``keys``; the largest where none does, which then names the unknown one."""
-    by_size = sorted(schemas, key=lambda schema: len(fields(schema)))
-    return next((schema for schema in by_size if keys <= set(_names(schema))), by_size[-1])

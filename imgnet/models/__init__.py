@@ -1,0 +1,1 @@
+"""Classifiers by their names: which there are, what can be said against a choice, and how they are built."""

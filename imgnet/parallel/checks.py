@@ -1,0 +1,131 @@
+"""What can be said against a topology before anything is started; each of its settings in its range already."""
+
+from collections.abc import Iterator
+
+from imgnet.config import (
+    AllReduceConfig,
+    CustomConfig,
+    DecentralizedConfig,
+    Engine,
+    LatticeConfig,
+    Precision,
+    RandomConfig,
+    RunConfig,
+    SgdConfig,
+    TopologyConfig,
+    WeightedConfig,
+    WireDtype,
+)
+from imgnet.parallel.schedule import build_schedule, node_size
+from imgnet.parallel.topology import GroupRound, NeighbourRound, Schedule
+from imgnet.suggest import nearest
+
+SCHEMAS: dict[str, type[TopologyConfig]] = {
+    "allreduce": AllReduceConfig,
+    "complete": DecentralizedConfig,
+    "ring": WeightedConfig,
+    "static-ring": WeightedConfig,
+    "exp": DecentralizedConfig,
+    "alternating-exp-ring": DecentralizedConfig,
+    "hierarchical": DecentralizedConfig,
+    "random": RandomConfig,
+    "star": DecentralizedConfig,
+    "grid": LatticeConfig,
+    "torus": LatticeConfig,
+    "custom": CustomConfig,
+}
+"""Every topology, and the schema of its settings."""
+
+
+def problems(config: RunConfig, world_size: int, workers_per_node: int) -> Iterator[str]:
+    """Everything that is wrong, one line each with the key, its value and what would be right.
+
+    Args:
+        config: the run.
+        world_size: workers of the run.
+        workers_per_node: those of one node.
+    """
+    topology = config.topology
+    names = [*_name_problems(topology)]
+    if names:
+        yield from names
+    elif isinstance(topology, DecentralizedConfig):
+        yield from _switch_problems(topology, config.epochs)
+        yield from _schedule_problems(config, topology, world_size, workers_per_node)
+    elif isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
+        yield (
+            "optimizer.quasi_global=true is momentum for workers that differ, and with topology=allreduce none do; "
+            "choose another topology"
+        )
+
+
+def _name_problems(topology: TopologyConfig) -> Iterator[str]:
+    """Names that are no topology, and a topology among the settings of another."""
+    schema = SCHEMAS.get(topology.name)
+    if schema is None:
+        yield f"topology.name={topology.name}: there is no such topology; {nearest(topology.name, SCHEMAS)}"
+    elif not issubclass(schema, type(topology)):
+        yield (
+            f"topology.name={topology.name} stands among settings that are not its own; choose topology={topology.name}"
+        )
+    for number, switch in enumerate(getattr(topology, "schedule", [])):
+        key = f"topology.schedule[{number}].topology={switch.topology}"
+        if switch.topology not in SCHEMAS:
+            yield f"{key}: there is no such topology; {nearest(switch.topology, SCHEMAS)}"
+        elif SCHEMAS[switch.topology] is AllReduceConfig:
+            yield f"{key} averages gradients; use complete, which averages parameters exactly"
+
+
+def _switch_problems(topology: DecentralizedConfig, epochs: int) -> Iterator[str]:
+    for switch in topology.schedule:
+        if switch.after_epochs >= epochs:
+            yield f"topology.schedule has after_epochs={switch.after_epochs}, which epochs={epochs} never reaches"
+    names = {switch.topology for switch in topology.schedule}
+    if names and topology.schedule[0].after_epochs == 0 and topology.name not in names:
+        yield (
+            f"topology.schedule replaces topology={topology.name} from the first step to the last; name it there too, "
+            f"such as {{after_epochs: 5, topology: {topology.name}}}"
+        )
+
+
+def _schedule_problems(
+    config: RunConfig, topology: DecentralizedConfig, world_size: int, workers_per_node: int
+) -> Iterator[str]:
+    try:
+        per_node = node_size(config.cluster, workers_per_node)
+        schedule = build_schedule(topology, world_size, per_node, steps_per_epoch=1)
+    except ValueError as error:
+        yield f"{error} (cluster={config.cluster.name})"
+        return
+    if topology.engine is Engine.decent_dp:
+        reasons = _reasons_against_decent_dp(config, topology, schedule, world_size)
+        yield from (f"topology.engine=decent_dp {reason}; use topology.engine=imgnet" for reason in reasons)
+
+
+def _reasons_against_decent_dp(
+    config: RunConfig, topology: DecentralizedConfig, schedule: Schedule, world_size: int
+) -> Iterator[str]:
+    """What the published engine cannot do; ``topology.engine=imgnet`` can do all of it."""
+    if world_size < 2:
+        yield "needs 2 or more workers"
+    else:
+        yield from _rounds_without_decent_dp(topology, schedule)
+    if topology.wire_dtype is not WireDtype.fp32:
+        yield f"sends fp32 only (topology.wire_dtype={topology.wire_dtype.value})"
+    if topology.schedule:
+        yield "has one topology for the whole run (topology.schedule)"
+    if config.precision is Precision.fp16:
+        yield "has no loss scale that all workers agree on (precision=fp16)"
+    if config.max_grad_norm is not None:
+        yield f"clips each bucket, not the whole model (max_grad_norm={config.max_grad_norm})"
+
+
+def _rounds_without_decent_dp(topology: DecentralizedConfig, schedule: Schedule) -> Iterator[str]:
+    """It knows disjoint groups in which every worker has a peer, in every round."""
+    rounds = schedule.phases[0].topology.rounds
+    groups = [group for round_ in rounds if isinstance(round_, GroupRound) for group in round_.groups]
+    if any(isinstance(round_, NeighbourRound) for round_ in rounds):
+        yield f"averages in disjoint groups, which topology={topology.name} is not"
+    elif any(len(group.ranks) == 1 for group in groups):
+        what = f"topology.every={topology.every}" if topology.every > 1 else f"topology={topology.name}"
+        yield f"lets no worker rest in a round, as {what} does"
