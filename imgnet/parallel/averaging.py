@@ -14,7 +14,7 @@ from torch.nn import Module
 from imgnet.parallel.collectives import sum_over_workers
 from imgnet.parallel.topology import Group, Neighbours, Round
 from imgnet.parallel.topology.rounds import uniform
-from imgnet.parallel.transfers import Lane, PeerExchange, ShardedMean, as_neighbours
+from imgnet.parallel.transfers import Lane, PeerExchange, Scratch, ShardedMean, as_neighbours
 from imgnet.parallel.wire import Wire
 
 
@@ -63,9 +63,11 @@ def neighbour_distance(blocks: Sequence[Tensor], rounds: Sequence[Round], rank: 
     """
     if not rounds:
         return 0.0
+    largest, device = max(block.numel() for block in blocks), blocks[0].device
+    scratch, scratch_behind = Scratch(largest, device), Scratch(largest, device)
 
     def lane_of(block: Tensor) -> Lane:
-        return Lane(block, wire, block.dtype, 0, torch.empty_like(block))
+        return Lane(block, wire, block.dtype, 0, scratch, scratch_behind)
 
     parts = [part for part in (as_neighbours(round_.part(rank), rank) for round_ in rounds) if part is not None]
     squares = sum(_squares(block, part, rank, lane_of) for part in parts for block in blocks)

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from imgnet.config import WireDtype
 from imgnet.parallel.topology import Group, Part, Schedule
-from imgnet.parallel.transfers import GroupAllReduce, Lane, PeerExchange, ShardedMean, Transfer, as_neighbours
+from imgnet.parallel.transfers import (
+    GroupAllReduce,
+    Lane,
+    PeerExchange,
+    Scratch,
+    ShardedMean,
+    Transfer,
+    as_neighbours,
+)
 from imgnet.parallel.wire import Wire
 
 WIRE_DTYPES = {WireDtype.fp32: torch.float32, WireDtype.bf16: torch.bfloat16}
@@ -119,10 +127,9 @@ class Mixer:
         self.clock = WaitClock(device)
         self._schedule = schedule
         self._rank = rank
-        dtype = WIRE_DTYPES[wire_dtype]
-        largest = max(block.numel() for block in blocks) if dtype is not torch.float32 else 0
-        scratch = torch.empty(largest, device=device)
-        lanes = [Lane(block, wire, dtype, 2 * index, scratch) for index, block in enumerate(blocks)]
+        dtype, largest = WIRE_DTYPES[wire_dtype], max(block.numel() for block in blocks)
+        scratch, scratch_behind = Scratch(largest, device), Scratch(largest, device)
+        lanes = [Lane(block, wire, dtype, 2 * index, scratch, scratch_behind) for index, block in enumerate(blocks)]
         self.averagings = [self._averaging(lane) for lane in lanes]
         """One for each block."""
 

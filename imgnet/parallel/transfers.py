@@ -1,14 +1,24 @@
 """One worker's part in a round of averaging, on one block of memory: what it sends, and what is made of what comes.
 
-Messages are fp32, or bf16 for half the bytes. In bf16 a worker's own values stay fp32, and what it takes from the
-others is a difference of rounded values, so that all that one worker gains another one loses: **the mean of all
-workers is kept** up to the rounding of fp32, and rounding errors never add up over the steps. The result of a round
-differs from the exact one by at most ``2^-7`` (neighbours) or ``2^-6`` (groups of three or more) times the largest
-value among the workers that average, times the share ``1 - W[i, i]`` that they take of one another (groups:
-``n / (n - 1)`` times that). Workers therefore come no closer to one another than bf16 can tell.
+**The mean of all workers is kept.** A worker first adds up what it takes from the others, ``w (x_j - x_i)``, and adds
+the sum to its own values once. What one gains another one loses, whatever the weights; what is left is the rounding of
+that one addition, which is as often up as down. (``w_i x_i + w_j x_j`` would not do: weights in fp32 may sum to
+``1 + 3e-8``, and in every round anew.) A group's all-reduce rounds its sum in the same way, but for all members alike.
+
+Messages are fp32, or bf16 for half the bytes. In bf16 a worker's own values stay fp32, and what it takes is a
+difference of rounded values, ``w (Q(x_j) - Q(x_i))``. The result of a round differs from the exact one by at most
+``2^-7`` (neighbours) or ``2^-6`` (groups of three or more) times the largest value among the workers that average,
+times the share ``1 - W[i, i]`` that they take of one another (groups: ``n / (n - 1)`` times that), and by ``2^-15``
+times it for each of these workers, where weights are no multiples of 2^-16. Workers therefore come no closer to one
+another than bf16 can tell.
+
+``tests/test_rounding.py`` holds every topology to how far the mean may move in thousands of rounds.
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import final
 
@@ -17,6 +27,30 @@ from torch import Tensor
 
 from imgnet.parallel.topology import Group, Neighbours, Part
 from imgnet.parallel.wire import Arrival, Message, Wire
+
+TILE = 2**20
+"""Values that are computed with at a time, so that a large layer needs no more room in fp32 than a small one."""
+
+
+class Scratch:
+    """A few rows of fp32, a tile long, whose contents last no longer than one use. Made when first used.
+
+    Args:
+        size: of the largest block.
+        device: where the blocks are.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._size = min(size, TILE)
+        self._device = device
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return torch.empty(3, self._size, device=self._device)
+
+    def row(self, number: int, size: int) -> Tensor:
+        """Row 0, 1 or 2, ``[size]``."""
+        return self._rows[number, :size]
 
 
 class Lane:
@@ -29,15 +63,19 @@ class Lane:
         wire: to the other workers.
         dtype: numbers in the messages.
         tag: this number and the next are of no other lane of the wire.
-        scratch: fp32, at least as large as the block; used within :meth:`Transfer.finish` only, one for all lanes.
+        scratch: for :meth:`Transfer.finish`; one for all lanes.
+        scratch_behind: for what is done behind the computation; one for all lanes.
     """
 
-    def __init__(self, block: Tensor, wire: Wire, dtype: torch.dtype, tag: int, scratch: Tensor) -> None:
+    def __init__(
+        self, block: Tensor, wire: Wire, dtype: torch.dtype, tag: int, scratch: Scratch, scratch_behind: Scratch
+    ) -> None:
         self.block = block
         self.wire = wire
         self.dtype = dtype
         self.tag = tag
         self.scratch = scratch
+        self.scratch_behind = scratch_behind
         self._buffers: dict[tuple[str, int, torch.dtype], Tensor] = {}
 
     @property
@@ -91,10 +129,10 @@ class PeerExchange(Transfer):
 
     def __init__(self, lane: Lane, neighbours: Neighbours) -> None:
         self._block = lane.block
-        self._neighbours = neighbours
-        self._scratch = lane.scratch[: lane.block.numel()]
+        self._scratch = lane.scratch
         self._rounds_values = lane.rounds_values
         peers = [peer for peer, _ in neighbours.peers]
+        self._weights = [_exact(weight) if self._rounds_values else weight for _, weight in neighbours.peers]
         size = self._block.numel()
         self._sent = lane.buffer("own", size, lane.dtype) if self._rounds_values else self._block
         self.received = [lane.buffer(f"received {place}", size, lane.dtype) for place in range(len(peers))]
@@ -102,6 +140,7 @@ class PeerExchange(Transfer):
         messages = [Message(peer, self._sent, values) for peer, values in zip(peers, self.received, strict=True)]
         self._start = lane.wire.exchange(messages, lane.tag)
         self._arrival: Arrival | None = None
+        self._tiles = _tiles(self._block, self._sent, *self.received)
 
     def start(self) -> None:
         """See :meth:`Transfer.start`."""
@@ -116,20 +155,35 @@ class PeerExchange(Transfer):
 
     def finish(self) -> None:
         """See :meth:`Transfer.finish`."""
-        if not self._rounds_values:
-            self._block.mul_(self._neighbours.self_weight)
-        for (_, weight), received in zip(self._neighbours.peers, self.received, strict=True):
-            self._block.add_(self._as_fp32(received), alpha=weight)
-        if self._rounds_values:
-            self._block.sub_(self._as_fp32(self._sent), alpha=1.0 - self._neighbours.self_weight)
+        for block, sent, *received in self._tiles:
+            if len(received) > 1:
+                block.add_(self._sum_of_shares(sent, received))
+            elif self._rounds_values:
+                block.add_(self._difference(sent, received[0]), alpha=self._weights[0])
+            else:
+                block.lerp_(received[0], self._weights[0])  # the same in one pass over memory
 
-    def _as_fp32(self, values: Tensor) -> Tensor:
-        return self._scratch.copy_(values) if self._rounds_values else values
+    def _sum_of_shares(self, sent: Tensor, received: Sequence[Tensor]) -> Tensor:
+        own = self._as_fp32(sent, 0)
+        taken = self._as_fp32(received[0], 1).sub_(own).mul_(self._weights[0])
+        for values, weight in zip(received[1:], self._weights[1:], strict=True):
+            taken.add_(self._as_fp32(values, 2).sub_(own), alpha=weight)
+        return taken
+
+    def _difference(self, sent: Tensor, received: Tensor) -> Tensor:
+        return self._as_fp32(received, 1).sub_(self._as_fp32(sent, 0))
+
+    def _as_fp32(self, values: Tensor, row: int) -> Tensor:
+        return self._scratch.row(row, values.numel()).copy_(values) if self._rounds_values else values
 
 
 @final
 class GroupAllReduce(Transfer):
     """A group averaged by one all-reduce of fp32, which every backend does well.
+
+    The plain mean is the sum divided by n, the same bits on all members; other weights take
+    ``x <- x + share * (sum - n x)``. It is the sum that is reduced, not what the weights make of the values, since
+    ``1 / n`` in fp32 is off by up to 3e-8.
 
     Args:
         lane: of the block, with fp32 on the wire.
@@ -138,15 +192,18 @@ class GroupAllReduce(Transfer):
 
     def __init__(self, lane: Lane, group: Group) -> None:
         self._block = lane.block
-        self._share = (1.0 - group.weight) / (len(group.ranks) - 1)
-        self._own = 0.0 if group.is_uniform else group.weight - self._share  # the sum holds the own values once
+        self._size = len(group.ranks)
+        self._is_uniform = group.is_uniform
+        self._share = (1.0 - group.weight) / (self._size - 1)
+        # A tensor: by a plain number CUDA multiplies with its reciprocal, which rounds twice.
+        self._divisor = torch.tensor(float(self._size), device=lane.block.device)
         self._sum = lane.buffer("received 0", lane.block.numel(), lane.block.dtype)
         self._start = lane.wire.all_reduce(self._sum, group.ranks)
         self._arrival: Arrival | None = None
 
     def start(self) -> None:
         """See :meth:`Transfer.start`."""
-        torch.mul(self._block, self._share, out=self._sum)
+        self._sum.copy_(self._block)
         self._arrival = self._start()
 
     def wait(self) -> None:
@@ -156,19 +213,19 @@ class GroupAllReduce(Transfer):
 
     def finish(self) -> None:
         """See :meth:`Transfer.finish`."""
-        if self._own == 0.0:
-            self._block.copy_(self._sum)
+        if self._is_uniform:
+            torch.div(self._sum, self._divisor, out=self._block)
         else:
-            self._block.mul_(self._own).add_(self._sum)
+            self._block.add_(self._sum.sub_(self._block, alpha=self._size), alpha=self._share)
 
 
 @final
 class ShardedMean(Transfer):
     """A group averaged in two exchanges of rounded values: as many values as an all-reduce sends, and no bias.
 
-    Member ``k`` is in charge of the ``k``-th part of the block. All send it their rounded values Q(x) of that part; it
-    adds them up in fp32 and sends the mean m back, rounded. It rounds for one member after the other and carries each
-    error over to the next, so that the errors of all cancel; what is left at the end it takes itself. Then
+    Member ``k`` is in charge of the ``k``-th part of the block. All send it their rounded values Q(x) of that part. It
+    adds up how they differ from its own, and sends the mean m back, rounded: for one member after the other, carrying
+    each error over to the next, so that the errors of all cancel. What is left at the end it takes itself. Then
     ``x <- x + share * n * (m - Q(x))``, where ``share * n`` is 1 for the plain mean.
 
     (An all-reduce in bf16 rounds every partial sum, and would move the mean of all workers by that in each step.)
@@ -180,23 +237,26 @@ class ShardedMean(Transfer):
     """
 
     def __init__(self, lane: Lane, group: Group, rank: int) -> None:
-        members = len(group.ranks)
+        members, place = len(group.ranks), group.ranks.index(rank)
         self._block = lane.block
-        self._gain = (1.0 - group.weight) / (members - 1) * members
-        self._scratch = lane.scratch[: lane.block.numel()]
-        self._place = group.ranks.index(rank)
-        self._own = lane.buffer("own", self._block.numel(), lane.dtype)
-        self._means = lane.buffer("received 0", self._block.numel(), lane.dtype)
+        self._gain = 1.0 if group.is_uniform else _exact((1.0 - group.weight) / (members - 1) * members)
+        self._scratch, self._scratch_behind = lane.scratch, lane.scratch_behind
         parts = _parts(self._block.numel(), members)
-        self._part = parts[self._place]
-        size = self._part.stop - self._part.start
-        self._rows = lane.buffer("rows", members * size, lane.dtype).view(members, size)
-        self._mean = lane.buffer("mean", size, self._block.dtype)
-        self._carry = lane.buffer("carry", size, self._block.dtype)
-        self._values = lane.buffer("values", size, self._block.dtype)
-        others = [(place, peer) for place, peer in enumerate(group.ranks) if place != self._place]
-        gathered = [Message(peer, self._own[parts[place]], self._rows[place]) for place, peer in others]
-        scattered = [Message(peer, self._rows[place], self._means[parts[place]]) for place, peer in others]
+        part = parts[place]
+        size = part.stop - part.start
+        self._own = lane.buffer("own", self._block.numel(), lane.dtype)
+        means = lane.buffer("received 0", self._block.numel(), lane.dtype)
+        rows = list(lane.buffer("rows", (members - 1) * size, lane.dtype).view(members - 1, size))
+        self._part = self._block[part]
+        self._rest = lane.buffer("rest", size, self._block.dtype)
+        """What this worker takes in the part that it is in charge of, less what it has there."""
+        self._tiles_of_part = _tiles(self._own[part], self._rest, *rows)
+        outside = (slice(0, part.start), slice(part.stop, None))
+        self._tiles = [tile for where in outside for tile in _tiles(self._block[where], self._own[where], means[where])]
+        others = [other for other in range(members) if other != place]
+        by_member = [(group.ranks[other], parts[other], row) for other, row in zip(others, rows, strict=True)]
+        gathered = [Message(peer, self._own[theirs], row) for peer, theirs, row in by_member]
+        scattered = [Message(peer, row, means[theirs]) for peer, theirs, row in by_member]
         self._gather = lane.wire.exchange(gathered, lane.tag)
         self._scatter = lane.wire.exchange(scattered, lane.tag + 1)
         self._means_sent: Arrival | None = None
@@ -208,18 +268,22 @@ class ShardedMean(Transfer):
         self._means_sent = self._gather().then(self._return_means)
 
     def _return_means(self) -> None:
-        self._rows[self._place].copy_(self._own[self._part])
-        self._mean.zero_()
-        for row in self._rows:
-            self._mean.add_(self._values.copy_(row))
-        self._mean.div_(len(self._rows))
-        self._carry.zero_()
-        for place, row in enumerate(self._rows):
-            if place != self._place:
-                self._carry.add_(self._mean)
-                row.copy_(self._carry)
-                self._carry.sub_(self._values.copy_(row))
+        for own, rest, *rows in self._tiles_of_part:
+            self._share_out(own, rest, rows)
         self._means_came = self._scatter()
+
+    def _share_out(self, sent: Tensor, rest: Tensor, rows: Sequence[Tensor]) -> None:
+        """Replace the others' rows by the mean, rounded, and ``rest`` by what that leaves of it for this worker."""
+        own, mean, values = (self._scratch_behind.row(number, len(rest)) for number in range(3))
+        own.copy_(sent)
+        mean.zero_()
+        for row in rows:
+            mean.add_(values.copy_(row).sub_(own))
+        mean.div_(len(rows) + 1)  # less the own value, like all that follows: small numbers, which round by little
+        rest.copy_(mean)
+        for row in rows:
+            row.copy_(torch.add(own, rest, out=values))
+            rest.sub_(values.copy_(row).sub_(own)).add_(mean)
 
     def wait(self) -> None:
         """See :meth:`Transfer.wait`."""
@@ -230,12 +294,27 @@ class ShardedMean(Transfer):
 
     def finish(self) -> None:
         """See :meth:`Transfer.finish`."""
-        self._scratch.copy_(self._means)
-        torch.add(self._mean, self._carry, out=self._scratch[self._part])
-        self._block.add_(self._scratch, alpha=self._gain)
-        self._block.sub_(self._scratch.copy_(self._own), alpha=self._gain)
+        self._part.add_(self._rest, alpha=self._gain)
+        for block, own, means in self._tiles:
+            taken = self._scratch.row(0, len(block)).copy_(means)
+            taken.sub_(self._scratch.row(1, len(block)).copy_(own))
+            block.add_(taken, alpha=self._gain)
+
+
+def _exact(weight: float) -> float:
+    """A weight whose product with a difference of bf16 values is exact in fp32: rounded down to a multiple of 2^-16.
+
+    Values that round to the same bf16 in many rounds would otherwise meet the same rounding error in all of them, and
+    the mean of all workers would drift. A weight below 2^-16 stays as it is.
+    """
+    return math.floor(weight * 2**16) / 2**16 or weight
 
 
 def _parts(size: int, number: int) -> list[slice]:
     bounds = [size * place // number for place in range(number + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+def _tiles(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Views of tensors of one size, side by side, a tile at a time."""
+    return list(zip(*(tensor.split(TILE) for tensor in tensors), strict=True))

@@ -102,9 +102,11 @@ def bf16_bound(matrix: np.ndarray, values: np.ndarray, in_groups: bool) -> np.nd
     largest = np.stack([np.abs(values[row]).max(axis=0) for row in others])
     taken = 1.0 - np.diag(matrix)[:, None]
     size = others.sum(axis=1, keepdims=True)
-    return np.where(
+    of_values = np.where(
         in_groups & (size > 2), 4 * UNIT * taken * size / np.maximum(size - 1, 1), 2 * UNIT * taken
-    ) * largest + 1e-6  # fmt: skip
+    )  # fmt: skip
+    of_weights = 2.0**-15 * (size - 1)
+    return (of_values + of_weights) * largest + 1e-6
 
 
 @pytest.mark.parametrize(("world_size", "per_node"), [*LAYOUTS[1:], LARGE[0]])
@@ -121,7 +123,7 @@ def test_bf16_on_the_wire_keeps_the_mean_and_its_bound(world_size: int, per_node
             worst = max(worst, float(error.max()))
         np.testing.assert_array_equal(in_one_process(schedule, WireDtype.bf16, steps), steps)  # message for message
         drift = np.abs(steps.mean(axis=1) - steps[0].mean(axis=0)).max()
-        assert drift <= 12 * 2**-22, f"{schedule}: the mean of all workers moved by {drift}"
+        assert drift <= 2**-22, f"{schedule}: the mean of all workers moved by {drift}"
     assert worst > 1e-4, "messages must really be rounded for the test to say anything"
 
 
