@@ -128,6 +128,16 @@ def test_each_run_by_itself_has_its_seed_as_a_label(folder: Path) -> None:
     ]
 
 
+def test_each_run_is_told_from_those_of_other_settings_too(folder: Path) -> None:
+    for number, (lr, seed) in enumerate([(0.1, 1), (0.1, 2), (0.2, 1)]):
+        write_run(folder / str(number), seed=seed, settings={"optimizer": {"name": "adam", "lr": lr}})
+    assert names(group_runs(read(folder), each=True)) == [
+        "optimizer.lr=0.1 seed=1",
+        "optimizer.lr=0.1 seed=2",
+        "optimizer.lr=0.2 seed=1",
+    ]
+
+
 def test_runs_without_a_readable_configuration_are_told_by_their_overrides(folder: Path) -> None:
     for number, (topology, seed) in enumerate([("ring", 1), ("ring", 2), ("exp", 1)]):
         write_run(folder / str(number), topology=topology, seed=seed)

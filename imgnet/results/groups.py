@@ -94,11 +94,8 @@ def _counts(key: str, value: str) -> bool:
 def defaults() -> dict[str, str]:
     """Values of keys that nobody sets, where all schemas that have the key agree."""
     found: dict[str, set[str]] = {}
-    schemas = [
-        ("", RunConfig),
-        *((f"{group}.", schema) for group, of in GROUP_SCHEMAS.items() for schema in of.values()),
-    ]
-    for prefix, schema in schemas:
+    of_groups = [(f"{group}.", schema) for group, schemas in GROUP_SCHEMAS.items() for schema in schemas.values()]
+    for prefix, schema in [("", RunConfig), *of_groups]:
         values = OmegaConf.to_container(OmegaConf.structured(schema), enum_to_str=True)
         assert isinstance(values, dict)
         for key, value in flat(values).items():
@@ -124,7 +121,8 @@ def _labels(runs: Sequence[Run], *, each: bool) -> list[dict[str, str]]:
     """
     typed = dict.fromkeys(key for run in runs for key in run.overrides if not _is_ignored(key))
     keys = [key for key in typed if _varies(key, runs)]
-    while alike := _with_equal_labels(runs, keys):
+    different = list({frozenset(_telling(run).items()): run for run in runs}.values())
+    while alike := _with_equal_labels(different, keys):
         further = sorted({key for run in alike for key in _telling(run)} - set(keys))
         telling = next((key for key in further if len({_telling(run).get(key) for run in alike}) > 1), None)
         if telling is None:
