@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from imgnet.results.files import Problems
-from imgnet.results.groups import Choice, Group, UnknownChoiceError, chosen, group_runs, natural
+from imgnet.results.groups import Choice, Group, UnknownChoiceError, chosen, defaults, group_runs, natural
 from imgnet.results.read import Run, read_runs
 from tests.run_directories import write_run
 
@@ -57,12 +57,34 @@ def test_what_is_typed_and_what_is_the_default_are_the_same(folder: Path) -> Non
 
 @pytest.mark.parametrize(
     "settings",
-    [{"tracking": {"wandb": "offline"}}, {"cluster": {"partition": "long"}}, {"log_every_steps": 1}, {"new_key": None}],
+    [
+        {"resume": "none"},
+        {"tracking": {"wandb": "offline"}},
+        {"cluster": {"partition": "long"}},
+        {"log_every_steps": 1},
+        {"new_key": None},
+    ],
 )
 def test_what_has_no_part_in_the_result_parts_no_group(settings: dict, folder: Path) -> None:
     write_run(folder / "0", seed=1)
     write_run(folder / "1", seed=2, settings=settings)
     assert len(group_runs(read(folder))) == 1
+
+
+def test_a_version_that_had_fewer_keys_means_their_defaults(folder: Path) -> None:
+    write_run(folder / "0", seed=1)
+    write_run(folder / "1", seed=2, settings={"channels_last": True, "data": {"flip_probability": 0.5}})
+    write_run(folder / "2", seed=3, settings={"channels_last": False})
+    groups = group_runs(read(folder))
+    assert [[run.seed for run in group.runs] for group in groups] == [[1, 2], [3]]
+    assert [group.labels for group in groups] == [{"channels_last": "-"}, {"channels_last": "false"}]
+
+
+def test_a_default_that_depends_on_the_option_is_no_default() -> None:
+    """Messages are of another size for AllReduce."""
+    assert "topology.bucket_mb" not in defaults()
+    assert defaults()["data.flip_probability"] == "0.5"
+    assert defaults()["precision"] == "bf16"
 
 
 def test_the_number_of_workers_parts_groups_though_no_key_says_it(folder: Path) -> None:
@@ -103,6 +125,16 @@ def test_each_run_by_itself_has_its_seed_as_a_label(folder: Path) -> None:
         "topology=ring seed=1",
         "topology=ring seed=2",
         "topology=exp seed=1",
+    ]
+
+
+def test_each_run_is_told_from_those_of_other_settings_too(folder: Path) -> None:
+    for number, (lr, seed) in enumerate([(0.1, 1), (0.1, 2), (0.2, 1)]):
+        write_run(folder / str(number), seed=seed, settings={"optimizer": {"name": "adam", "lr": lr}})
+    assert names(group_runs(read(folder), each=True)) == [
+        "optimizer.lr=0.1 seed=1",
+        "optimizer.lr=0.1 seed=2",
+        "optimizer.lr=0.2 seed=1",
     ]
 
 

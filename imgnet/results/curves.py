@@ -60,7 +60,7 @@ def curve_of(group: Group, x: str, y: str, problems: Problems, most_points: int 
         return None
     places, values = on_common_range(parts, most_points)
     if len(places) == 0:
-        problems.add(group.runs[0].path, f"{group.name}: its runs have no {x} in common; no curve of {y}")
+        problems.add(group.runs[0].path, f"this and the other seeds have no {x} in common; no curve of {y} over {x}")
         return None
     mean, low, high = interval_of_columns(values)
     return Curve(group, places, mean, low, high, len(parts), bool(group.completed))

@@ -111,7 +111,7 @@ def read_settings(path: Path, problems: Problems) -> dict[str, str]:
     try:
         # The runs of a sweep have few different texts but for their seeds, and parsing is what takes the time.
         text, seed = re.subn(r"^seed: *(-?\d+)$", "", whole := _read(path), flags=re.MULTILINE)
-        found = dict(_flat(text))
+        found = dict(_parsed(text))
     except UnreadableError as error:
         problems.add(path, f"{error}; the run is known by its overrides alone")
         return {}
@@ -121,7 +121,7 @@ def read_settings(path: Path, problems: Problems) -> dict[str, str]:
 
 
 @cache
-def _flat(text: str) -> Mapping[str, str]:
+def _parsed(text: str) -> Mapping[str, str]:
     """Raises UnreadableError."""
     try:
         _refuse_bombs(text)
@@ -130,9 +130,7 @@ def _flat(text: str) -> Mapping[str, str]:
         raise UnreadableError("half written, or not YAML") from None
     if not isinstance(found, dict):
         raise UnreadableError("not a configuration")
-    flat: dict[str, str] = {}
-    _flatten(found, "", flat)
-    return flat
+    return flat(found)
 
 
 def _refuse_bombs(text: str) -> None:
@@ -144,6 +142,17 @@ def _refuse_bombs(text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise UnreadableError(f"nested more than {DEEPEST} deep")
+
+
+def flat(values: Mapping[Any, Any]) -> dict[str, str]:
+    """A configuration in one level, values as text.
+
+    Raises:
+        UnreadableError: it has too many keys to be one.
+    """
+    into: dict[str, str] = {}
+    _flatten(values, "", into)
+    return into
 
 
 def _flatten(values: Mapping[Any, Any], prefix: str, into: dict[str, str]) -> None:

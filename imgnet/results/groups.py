@@ -3,9 +3,13 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
+from omegaconf import OmegaConf
+
+from imgnet.config import GROUP_SCHEMAS, RunConfig
 from imgnet.config.settings import NOT_IN_THE_RESULT, is_among
+from imgnet.results.files import flat
 from imgnet.results.read import Run
 from imgnet.suggest import nearest
 
@@ -64,24 +68,39 @@ def group_runs(runs: Iterable[Run], *, each: bool = False) -> list[Group]:
     """
     by_settings: dict[frozenset[tuple[str, str]], list[Run]] = {}
     for run in runs:
-        by_settings.setdefault(_identity(run, each=each), []).append(run)
+        settings = frozenset(_telling(run).items())
+        by_settings.setdefault(settings | {("path", str(run.path))} if each else settings, []).append(run)
     groups = [_group(alike) for alike in by_settings.values()]
     labels = _labels([group.runs[0] for group in groups], each=each)
     return [replace(group, labels=of_group) for group, of_group in zip(groups, labels, strict=True)]
 
 
-def _identity(run: Run, *, each: bool) -> frozenset[tuple[str, str]]:
-    """What all runs of a group share. A run whose configuration cannot be read has its overrides instead."""
+def _telling(run: Run) -> dict[str, str]:
+    """What all runs of a group share: the settings that count and are not a default.
+
+    A run of an older version lacks the keys that came later, and means their defaults. One whose configuration cannot
+    be read has its overrides instead.
+    """
     settings = run.settings if len(run.settings) > 1 else run.overrides
-    identity = {(key, value) for key, value in settings.items() if _counts(key, value)}
-    if each:
-        identity.add(("path", str(run.path)))
-    return frozenset(identity)
+    return {key: value for key, value in settings.items() if _counts(key, value)}
 
 
 def _counts(key: str, value: str) -> bool:
-    # A key without a value may be missing in the configuration of an older version.
-    return value != "null" and not is_among(IGNORED, key) and not (key == "resume" and value in ("auto", "none"))
+    is_default = value == "null" or defaults().get(key) == value or (key, value) == ("resume", "none")
+    return not (is_default or is_among(IGNORED, key))
+
+
+@cache
+def defaults() -> dict[str, str]:
+    """Values of keys that nobody sets, where all schemas that have the key agree."""
+    found: dict[str, set[str]] = {}
+    of_groups = [(f"{group}.", schema) for group, schemas in GROUP_SCHEMAS.items() for schema in schemas.values()]
+    for prefix, schema in [("", RunConfig), *of_groups]:
+        values = OmegaConf.to_container(OmegaConf.structured(schema), enum_to_str=True)
+        assert isinstance(values, dict)
+        for key, value in flat(values).items():
+            found.setdefault(f"{prefix}{key}", set()).add(value)
+    return {key: values.pop() for key, values in found.items() if len(values) == 1}
 
 
 def _group(alike: Sequence[Run]) -> Group:
@@ -98,9 +117,10 @@ def _labels(runs: Sequence[Run], *, each: bool) -> list[dict[str, str]]:
     """
     typed = dict.fromkeys(key for run in runs for key in run.overrides if not is_among(IGNORED, key))
     keys = [key for key in typed if _varies(key, runs)]
-    while alike := _with_equal_labels(runs, keys):
-        further = sorted({key for run in alike for key in run.settings if not is_among(IGNORED, key)} - set(keys))
-        telling = next((key for key in further if _varies(key, alike)), None)
+    different = list({frozenset(_telling(run).items()): run for run in runs}.values())
+    while alike := _with_equal_labels(different, keys):
+        further = sorted({key for run in alike for key in _telling(run)} - set(keys))
+        telling = next((key for key in further if len({_telling(run).get(key) for run in alike}) > 1), None)
         if telling is None:
             break
         keys.append(telling)
