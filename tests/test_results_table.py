@@ -106,6 +106,17 @@ def test_a_failed_seed_changes_the_count_and_a_note_and_no_mean(study: Path) -> 
     assert "epoch 1 of 2" in shown
 
 
+def test_a_run_that_only_evaluated_has_the_numbers_of_its_summary(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "0", accuracies=(), steps=0, settings={"mode": "evaluate"})
+    (run_dir / "metrics.csv").unlink()
+    (run_dir / "summary.json").write_text(
+        '{"val_acc1": 76.1, "val_acc5": 93.0, "num_images": 10000, "status": "completed"}'
+    )
+    found = group(described(tmp_path), "all")
+    assert (found["estimates"]["top1"]["mean"], found["estimates"]["time"]) == (76.1, None)
+    assert found["top1_sd_images"] == pytest.approx(100 * np.sqrt(0.761 * 0.239 / 10_000))
+
+
 def test_a_group_without_a_completed_run_is_still_a_row(tmp_path: Path) -> None:
     write_run(tmp_path / "0", topology="exp", status="failed", error="no")
     write_run(tmp_path / "1", topology="ring")

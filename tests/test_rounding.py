@@ -32,7 +32,8 @@ def limit(topology: Topology, wire: WireDtype) -> float:
         return 2e-7
     groups = [group for round_ in topology.rounds if isinstance(round_, GroupRound) for group in round_.groups]
     most_alike = max((len(group.ranks) for group in groups if group.is_uniform), default=1)
-    return {1: 2e-6, 2: 2.5e-6 if topology.world_size == 2 else 2e-6}.get(most_alike, 4.5e-6)
+    in_groups = 4.5e-6 if topology.world_size <= 6 else 6e-6
+    return {1: 2e-6, 2: 2.5e-6 if topology.world_size == 2 else 2e-6}.get(most_alike, in_groups)
 
 
 def how_far_the_mean_moves(topology: Topology, wire: WireDtype) -> float:

@@ -1,8 +1,9 @@
 """Parameters averaged with a few workers in each step, hidden behind the next forward and backward pass.
 
-On worker ``i``, with ``W_t`` the mixing matrix of the topology's round ``t`` and ``u`` the optimizer's update::
+On worker ``i``, with ``W_t`` the mixing matrix of the topology's round ``t``, rounds and steps counted from 0, and ``u``
+the optimizer's update::
 
-    x_i[t+1] = sum_j W_t[i, j] x_j[t] - lr * u(gradient at x_i[t])
+    x_i[t+1] = sum_j W_{t-1}[i, j] x_j[t] - lr * u(gradient at x_i[t])
 
 The averaging of ``x[t]`` starts when it is computed and ends when the gradient at it is there, so that it costs time
 only where it takes longer than a forward and a backward pass (arXiv 2410.11998). All of this is done for each bucket
