@@ -37,7 +37,12 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
         ["optimizer=zzzzz"],
         ["there is no such optimizer; known: accum_adam, accum_adamw, adam, adamw, sgd"],
     ),
-    (["hydra/launcher=nonsense"], ["hydra/launcher=nonsense: there is no such hydra/launcher; known: basic, imgnet"]),
+    (
+        ["hydra/launcher=nonsense"],
+        [
+            "hydra/launcher=nonsense: there is no such hydra/launcher; known: basic, imgnet, submitit_local, submitit_slurm"
+        ],
+    ),
     (
         [SYNTHETIC, "cluster=4xA40,local", "hydra/launcher=basic"],
         ["cluster=4xA40: hydra/launcher=basic submits nothing to Slurm; leave it out, or choose cluster=local"],
