@@ -40,7 +40,8 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
     (
         ["hydra/launcher=nonsense"],
         [
-            "hydra/launcher=nonsense: there is no such hydra/launcher; known: basic, imgnet, submitit_local, submitit_slurm"
+            "hydra/launcher=nonsense: there is no such hydra/launcher; "
+            "known: basic, imgnet, submitit_local, submitit_slurm"
         ],
     ),
     (

@@ -273,7 +273,7 @@ def carry_out(config: RunConfig, run_dir: Path) -> None:
     write_run(run_dir, status="running")
     prefer_loopback()
     with joined(Placement(0, 1, 0, 1), use_gpu=False, store_file=run_dir / "store") as runtime:
-        run(config, runtime, run_dir, Event())
+        run(config, runtime, run_dir, Event(), lambda *_: None)
 
 
 def test_a_run_scores_published_weights_and_keeps_what_it_showed_them(

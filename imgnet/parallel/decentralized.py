@@ -1,6 +1,6 @@
 """Parameters averaged with a few workers in each step, hidden behind the next forward and backward pass.
 
-On worker ``i``, with ``W_t`` the mixing matrix of the topology's round ``t``, rounds and steps counted from 0, and ``u``
+On worker ``i``, with ``W_t`` the mixing matrix of the topology's round ``t``, both counted from 0, and ``u``
 the optimizer's update::
 
     x_i[t+1] = sum_j W_{t-1}[i, j] x_j[t] - lr * u(gradient at x_i[t])

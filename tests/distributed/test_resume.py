@@ -71,7 +71,7 @@ def run_training(
     runtime: Runtime, config: RunConfig, run_dir: Path, stop_after: int | None, save_after: tuple[int, ...] = ()
 ) -> None:
     train.Requests = lambda *_: StopAfter(stop_after, save_after)  # type: ignore[misc, assignment]
-    train.run(config, runtime, run_dir, threading.Event())
+    train.run(config, runtime, run_dir, threading.Event(), lambda *_: None)
 
 
 def make(folder: Path) -> Path:
