@@ -18,7 +18,6 @@ from typing import Any
 
 from imgnet.config import RunConfig
 from imgnet.config.settings import differing, of_the_training
-from imgnet.parallel.schedule import node_size, sees_nodes
 from imgnet.rundir import read_json, write_atomically
 
 FORMAT = 2
@@ -128,6 +127,8 @@ def trained_settings(config: RunConfig, workers_per_node: int) -> dict[str, Any]
         config: the run.
         workers_per_node: of the real nodes. It counts, as simulated nodes do, for topologies that see nodes.
     """
+    from imgnet.parallel.schedule import node_size, sees_nodes  # needs numpy, for which `imgnet --help` need not wait
+
     settings = of_the_training(config)
     if sees_nodes(config.topology):
         settings[WORKERS_PER_NODE] = node_size(config.cluster, workers_per_node)
