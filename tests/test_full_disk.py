@@ -51,7 +51,8 @@ def commands(tmp_path: Path) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     told = f"echo \"$0 $*\" >> '{folder}/told'"
-    for name, text in {"sbatch": f"{told}\necho 7", "scancel": told}.items():
+    answers = {"sbatch": f"{told}\necho 7", "scancel": told, "scontrol": "echo 'ClusterName = here'"}
+    for name, text in answers.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
     return folder
@@ -112,6 +113,7 @@ def test_status_needs_no_room(disk: Path, tmp_path: Path, monkeypatch: pytest.Mo
     rundir.create(run_dir, "{}\n", overrides=["seed=1"], seed=1, epochs=9, world_size=4, identity="", status="running")
     rundir.write_atomically(run_dir / "submission.json", '{"slurm_job_id": "7"}')
     fill(disk / "somebody else's")
+    monkeypatch.setattr(slurm, "cluster_name", lambda: "here")
     monkeypatch.setattr(slurm, "job_states", lambda *_, **__: {"7": JobState("NODE_FAIL")})
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     shown = CliRunner().invoke(app, ["status", str(disk)])
