@@ -32,11 +32,9 @@ class _Transfer:
     """One flow of one exchange. ``left`` is in seconds on lanes of its own."""
 
     def __init__(self, send: Send, flow: Flow) -> None:
-        way = flow.cost.way(send.exchange.num_bytes)
         self.send = send
         self.flow = flow
-        self.left = send.exchange.num_bytes / way.bytes_per_s
-        self.latency = way.latency_s
+        self.left, self.latency = flow.seconds(send.exchange.num_bytes)
         self.num_missing = len(flow.ranks)
         """Workers that are not ready yet."""
         self.lanes: list[Lane] = [(rank, flow.between_nodes) for rank in flow.ranks]

@@ -22,6 +22,16 @@ class Flow:
     is_collective: bool
     """Its messages follow one another; else they are all under way at once."""
 
+    def seconds(self, num_bytes: float) -> tuple[float, float]:
+        """How long it has its lanes for itself, and how long after that the last message is on its way.
+
+        The next collective begins when this one is over, latency included; the next message of a pair follows at once.
+        """
+        way = self.cost.way(num_bytes)
+        if self.is_collective:
+            return way.seconds(num_bytes), 0.0
+        return num_bytes / way.bytes_per_s, way.latency_s
+
 
 @dataclass(frozen=True)
 class Traffic:
@@ -70,8 +80,12 @@ def _edges_and_groups(round_: Round) -> tuple[list[tuple[int, int]], list[tuple[
 
 
 def _exchanged(edges: Sequence[tuple[int, int]], network: Network) -> list[Flow]:
-    """A copy in each direction. All flows of the round that leave a node share its interfaces."""
-    sharing = _sharing(edges, network)
+    """A copy in each direction. The workers of a node that send beyond it share its interfaces.
+
+    What a worker has of them it shares between its own flows; that is left to the replay.
+    """
+    senders = {rank for edge in edges if _crosses(edge, network) for rank in edge}
+    sharing = Counter(network.node_of(rank) for rank in senders)
     within = Cost((network.within,))
     between = {number: Cost((_shared(network, number),)) for number in set(sharing.values())}
     flows = []
@@ -82,8 +96,8 @@ def _exchanged(edges: Sequence[tuple[int, int]], network: Network) -> list[Flow]
     return flows
 
 
-def _shared(network: Network, num_flows: int) -> Link:
-    return Link(network.between.latency_s, network.flow_bytes_per_s(num_flows))
+def _shared(network: Network, num_workers: int) -> Link:
+    return Link(network.between.latency_s, network.flow_bytes_per_s(num_workers))
 
 
 def _summed(groups: Sequence[tuple[int, ...]], network: Network) -> list[Flow]:
@@ -103,7 +117,7 @@ def _direct(groups: Sequence[tuple[int, ...]], network: Network) -> list[Flow]:
 
 
 def _sharing(groups: Sequence[Sequence[int]], network: Network) -> Counter[int]:
-    """For each node how many groups, or pairs, reach beyond it."""
+    """For each node how many groups reach beyond it."""
     nodes = [{network.node_of(rank) for rank in group} for group in groups]
     return Counter(node for spanned in nodes if len(spanned) > 1 for node in spanned)
 

@@ -99,7 +99,7 @@ class _Way(ABC):
     """Flows of one kind, all over the same kind of link."""
 
     def __init__(self, flows: Sequence[Flow]) -> None:
-        self._costs = [flow.cost for flow in flows]
+        self._flows = flows
         self.ranks: Ranks = np.unique([rank for flow in flows for rank in flow.ranks])
         self._known: dict[float, tuple[Times, Times]] = {}
 
@@ -110,10 +110,8 @@ class _Way(ABC):
     def _latency_and_work(self, num_bytes: float) -> tuple[Times, Times]:
         """Of each flow."""
         if num_bytes not in self._known:
-            ways = {cost: cost.way(num_bytes) for cost in set(self._costs)}
-            latency = np.array([ways[cost].latency_s for cost in self._costs])
-            work = np.array([num_bytes / ways[cost].bytes_per_s for cost in self._costs])
-            self._known[num_bytes] = self._for_each_end(latency), self._for_each_end(work)
+            times = np.array([flow.seconds(num_bytes) for flow in self._flows])
+            self._known[num_bytes] = self._for_each_end(times[:, 1]), self._for_each_end(times[:, 0])
         return self._known[num_bytes]
 
     @abstractmethod
