@@ -48,7 +48,7 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
         [SYNTHETIC, "cluster=4xA40,local", "hydra/launcher=basic"],
         ["cluster=4xA40: hydra/launcher=basic submits nothing to Slurm; leave it out, or choose cluster=local"],
     ),
-    ([QUICK, "epochs=0", "hydra/launcher=basic"], ["epochs=0; at least 1 is needed"]),
+    ([QUICK, "epochs=0", "hydra/launcher=basic"], ["epochs=0 must be at least 1"]),
     (["hydra/sweeper=nonsense"], ["hydra/sweeper=nonsense: there is no such hydra/sweeper; known: basic, imgnet"]),
     (["hydra/laucher=basic"], ["there is no group 'hydra/laucher'; did you mean 'hydra/launcher'?"]),
     (
