@@ -179,7 +179,7 @@ def test_presets_fit_a_cluster_that_has_their_nodes(user: User, preset: str) -> 
 def test_refused_in_slurms_words_and_one_line(user: User) -> None:
     expected = {
         "cluster=4xA40 cluster.partition=nowhere": "invalid partition specified: nowhere",
-        "cluster=4xA40 cluster.timeout_min=0": "cluster.timeout_min=0; at least 1 is needed",
+        "cluster=4xA40 cluster.timeout_min=0": "cluster.timeout_min=0 must be at least 1",
         "cluster=4xA40 cluster.gpus_per_node=8": "asked for 1 nodes with gpu:A40:8; it has 4 nodes with gpu:A40:4",
         "cluster=4xA40 cluster.partition=accounted": "You have to specify an account in partition accounted",
         "cluster=64xT4": "Requested node configuration is not available",
