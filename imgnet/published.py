@@ -28,9 +28,6 @@ PREPROCESSING = ("eval_px", "eval_resize_px", "eval_squash", "interpolation", "a
 """Keys of ``data`` that say how a validation image becomes what a model is shown."""
 IN_TRAINING = ("interpolation", "antialias", "mean", "std")
 """Those that weights decide for training as well."""
-SHIPPED = ("resnet18", "resnet50", "vgg16_bn", "vit_b_16")
-"""The options of ``conf/model`` that have published weights, all of as many classes:"""
-CLASSES_OF_SHIPPED = 1000
 _PATIENCE_S = 120
 _CROP_MODES = ("center", "squash")
 
@@ -75,12 +72,15 @@ def said(config: RunConfig) -> str | None:
 
 
 def problems(config: RunConfig) -> list[str]:
-    """What can be said before anything is started. It takes seconds to ask about weights that are not of an option."""
+    """What can be said before anything is started, of weights that there are (:mod:`imgnet.models.checks`).
+
+    It takes seconds where a key is kept that may not go with those of published weights.
+    """
     unknown = [key for key in config.data.keep if key not in PREPROCESSING]
     if unknown:
         return [f"data.keep names {', '.join(unknown)}; known: {', '.join(PREPROCESSING)}"]
-    if config.model.pretrained and not config.data.keep and _needs_no_asking(config):
-        return []
+    if config.model.pretrained and not config.data.keep:
+        return []  # what a publisher wants goes together
     try:
         brought = _asked_elsewhere(config.model.name) if config.model.pretrained else brought_by(config.model)
         if brought is None:
@@ -88,12 +88,6 @@ def problems(config: RunConfig) -> list[str]:
         return _class_problems(config, brought) + _new_problems(config, _replaced(config, brought), brought)
     except ConfigError as error:
         return error.problems
-
-
-def _needs_no_asking(config: RunConfig) -> bool:
-    """What a publisher wants goes together, and classes are compared where nothing is trained."""
-    is_shipped = config.model.name in SHIPPED and config.data.num_classes == CLASSES_OF_SHIPPED
-    return config.mode is Mode.train or is_shipped
 
 
 def preprocessing_of(data: DataConfig) -> dict[str, Any]:

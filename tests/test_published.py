@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +25,11 @@ from imgnet.config import ConfigError, DataBackend, Interpolation, Mode, RunConf
 from imgnet.data.checks import dali_is_installed
 from imgnet.data.loader import build_eval_loader
 from imgnet.data.synthesize import picture
+from imgnet.launch.checks import check
 from imgnet.launch.sweep import _keep_what_was_typed
 from imgnet.models.build import SmallCnn
 from imgnet.published import (
-    CLASSES_OF_SHIPPED,
     PREPROCESSING,
-    SHIPPED,
     preprocessing_of,
     problems,
     published,
@@ -39,7 +39,6 @@ from imgnet.published import (
 from imgnet.rundir import read_json, write_run
 from imgnet.runtime import Placement, Runtime, joined, prefer_loopback
 from imgnet.train import run
-from tests.commands import ROOT
 from tests.test_conf import compose_plain, composed
 
 TORCHVISION = ["resnet50", "efficientnet_v2_l", "swin_t"]
@@ -228,23 +227,33 @@ def test_a_conflict_with_a_kept_key_is_known_before_anything_starts() -> None:
     assert line.startswith("data.eval_px=240 must not exceed data.eval_resize_px=232")
     assert line.endswith("(of torchvision's resnet50 (IMAGENET1K_V2))")
     assert problems(evaluating("resnet50", "data.keep=[eval_px]", "data.eval_px=200")) == []
-    (other,) = problems(evaluating("resnet50", "data.num_classes=10"))
-    assert (
-        other == "model.pretrained=true: torchvision's resnet50 (IMAGENET1K_V2) has 1000 classes; data.num_classes=10"
-    )
     (unknown,) = problems(evaluating("resnet50", "data.keep=[eval_px,colour]"))
     assert unknown.startswith("data.keep names colour; known: eval_px, ")
 
 
-def test_weights_of_other_classes_are_refused_before_anything_starts() -> None:
-    (line,) = problems(evaluating("tf_efficientnetv2_s.in21k"))
-    assert line == ("model.pretrained=true: timm's tf_efficientnetv2_s.in21k has 21843 classes; data.num_classes=1000")
+def test_nobody_is_asked_where_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", None)
+    for name in ("resnet50", "resnet101", "resnet50.a1_in1k"):
+        assert problems(evaluating(name)) == []
 
 
-def test_only_what_is_shipped_needs_no_asking() -> None:
-    assert {published(name).num_classes for name in SHIPPED} == {CLASSES_OF_SHIPPED}
-    options = {file.stem for file in (ROOT / "conf" / "model").glob("*.yaml")}
-    assert options - {"small_cnn"} == set(SHIPPED)
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["model.name=tf_efficientnetv2_s.in21k"],
+            "tf_efficientnetv2_s.in21k have 21843 classes; data.num_classes=1000",
+        ),
+        (["model.name=resnet50.a1_in1k", "data.num_classes=10"], "resnet50.a1_in1k have 1000 classes; data.num_class"),
+        (["model.name=resnet50", "data.num_classes=10"], "resnet50 have 1000 classes; data.num_classes=10"),
+    ],
+)
+def test_weights_of_other_classes_are_refused_before_anything_starts(words: list[str], line: str) -> None:
+    config = composed("mode=evaluate", "model.pretrained=true", "data=synthetic", *words)
+    with pytest.raises(ConfigError) as refused:
+        check(config)
+    (problem,) = refused.value.problems
+    assert line in problem
 
 
 @pytest.mark.parametrize(
