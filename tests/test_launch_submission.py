@@ -240,6 +240,16 @@ def test_two_nodes_meet_and_train(work: Path, digits_root: Path) -> None:
     assert {record.how for record in rundir.read_exit_records(run_dir).values()} == {"completed"}
 
 
+def test_run_that_is_over_is_not_cancelled_while_its_job_is_wound_up(in_job: Path, bin_dir: Path) -> None:
+    (bin_dir / "queue").write_text("7|N/A|COMPLETING|None\n")
+    rundir.finish(in_job, "cancelled", "cancelled with imgnet cancel")
+    again = CliRunner().invoke(app, ["cancel", str(in_job)])
+    assert (again.exit_code, again.stderr) == (2, "none of these runs is in Slurm's queue\n")
+    rundir.finish(in_job, "preempted")
+    assert CliRunner().invoke(app, ["cancel", str(in_job)]).exit_code == 0
+    assert (bin_dir / "cancelled").read_text() == "7\n"
+
+
 def test_followed_log_ends_with_the_run(work: Path, bin_dir: Path) -> None:
     run_dir = _prepared(work / "run", composed("cluster=4xA40"))
     rundir.write_atomically(run_dir / "submission.json", '{"slurm_job_id": "7"}')

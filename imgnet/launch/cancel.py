@@ -19,7 +19,7 @@ def cancel_runs(run_dirs: Sequence[Path]) -> None:
         ConfigError: Slurm did not do it, or none of the runs is in its queue.
     """
     seen = observe(run_dirs, must_answer=True)
-    alive = [one for one in seen if one.is_alive and one.job_id and one.cluster is None]
+    alive = [one for one in seen if one.is_alive and one.job_id and one.cluster is None and not _is_being_wound_up(one)]
     if not alive:
         elsewhere = [f"{display_path(one.run_dir)}: {one.reason}" for one in seen if one.is_alive and one.cluster]
         raise ConfigError(elsewhere or ["none of these runs is in Slurm's queue"])
@@ -27,6 +27,11 @@ def cancel_runs(run_dirs: Sequence[Path]) -> None:
     observe([one.run_dir for one in alive])  # writes the end of those that only waited
     for one in alive:
         print(f"cancelled: {display_path(one.run_dir)}, job {one.job_id}")
+
+
+def _is_being_wound_up(one: Observed) -> bool:
+    """Whether the run has had its last word, though its job is in the queue still; one that saved may begin again."""
+    return one.status in ("failed", "cancelled")
 
 
 def _cancel(alive: Sequence[Observed]) -> None:
