@@ -5,9 +5,10 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imgnet import published, rundir
+from imgnet.batch_norm import recalibrated
 from imgnet.checkpoint.export import export_model, load_model
 from imgnet.checkpoint.folder import read_average, read_worker
 from imgnet.checkpoint.manifest import (
@@ -98,7 +100,7 @@ def _model(config: RunConfig, runtime: Runtime) -> nn.Module:
 
 
 def _evaluate_only(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module) -> None:
-    with closing(_eval_loader(config, runtime)) as loader:
+    with closing(_eval_loader(config, runtime)) as loader, _measured_on_its_own(config, model, runtime):
         scores = _scores(config, model, loader, runtime)
     if runtime.is_main:
         rundir.write_summary(run_dir, vars(scores) | {"weights": config.model.weights})
@@ -106,6 +108,27 @@ def _evaluate_only(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn
 
 def _scores(config: RunConfig, module: nn.Module, loader: EvalLoader, runtime: Runtime) -> Scores:
     return evaluate(module, loader, runtime.device, _eval_precision(config), config.evaluate_label_smoothing)
+
+
+@contextmanager
+def _measured_on_its_own(config: RunConfig, model: nn.Module, runtime: Runtime) -> Iterator[None]:
+    """Where nothing else needs training images."""
+    if config.evaluate_recalibrate_bn == 0:
+        yield
+        return
+    with closing(_train_loader(config, runtime)) as loader, _measured_again(config, model, runtime, loader, 0):
+        yield
+
+
+def _measured_again(
+    config: RunConfig, module: nn.Module, runtime: Runtime, loader: TrainLoader, epoch: int
+) -> AbstractContextManager[None]:
+    """Batch norm's statistics over the first ``evaluate_recalibrate_bn`` batches of an epoch, in passes of training."""
+    if config.evaluate_recalibrate_bn == 0:
+        return nullcontext()
+    batches = islice(loader.batches(epoch), config.evaluate_recalibrate_bn)
+    passes = (images for batch in batches for images in batch.images.chunk(config.num_accumulation_steps))
+    return recalibrated(module, passes, runtime.device, config.precision)
 
 
 def _eval_precision(config: RunConfig) -> Precision:
@@ -334,7 +357,7 @@ class Loop:
 
     def _evaluate(self, row: dict[str, float]) -> dict[str, float]:
         start = time.perf_counter()
-        with self.strategy.averaged(self.progress.step) as average:
+        with self.strategy.averaged(self.progress.step) as average, self._measured_again(average.module):
             scores = _scores(self.config, average.module, self.eval_loader, self.runtime)
             self._export(average.module, scores, row)
         return {
@@ -346,6 +369,10 @@ class Loop:
             "eval_time_s": time.perf_counter() - start,
             "num_val_images": scores.num_images,
         }
+
+    def _measured_again(self, module: nn.Module) -> AbstractContextManager[None]:
+        epoch = (self.progress.step - 1) // self.steps_per_epoch
+        return _measured_again(self.config, module, self.runtime, self.train_loader, epoch)
 
     def _export(self, module: nn.Module, scores: Scores, row: dict[str, float]) -> None:
         """Write the averaged model where it is the best so far or the last. Rank 0 alone."""

@@ -445,6 +445,9 @@ class RunConfig:
     """Arithmetic of the forward pass in evaluation; null: that of training."""
     evaluate_label_smoothing: BelowOne = 0.0
     """In ``val_loss``; ``train_loss`` has ``label_smoothing``."""
+    evaluate_recalibrate_bn: WholeNumber = 0
+    """So many global batches of training images, an epoch's at most, give the averaged model its batch-norm statistics
+    before it is scored and exported; 0: they are the average of the workers'."""
     log_every_steps: Count = 50
     hang_timeout_min: Positive | None = 5.0
     """A run in which no step is made for so long ends, and says which worker does not come; null: that is left to gloo

@@ -112,7 +112,7 @@ def _slurm_problems(config: RunConfig, cluster: SlurmConfig) -> Iterator[str]:
 
 def _batch_problems(config: RunConfig, workers: int) -> Iterator[str]:
     batch_size, accumulation = config.global_batch_size, config.num_accumulation_steps
-    if config.mode is Mode.evaluate:
+    if config.mode is Mode.evaluate and config.evaluate_recalibrate_bn == 0:
         return
     if batch_size < workers:
         yield (

@@ -44,6 +44,7 @@ TRUE_WITHIN_S = 10.0
 BACK_WITHIN_S = 400.0
 """How long a run may take to train again: Slurm's time to notice, its queue, a busy machine's time to import torch."""
 DISK_MB = 160
+GPUS = "gpu:A40:2"
 EXCLUSIVE = ("+cluster.sbatch.exclusive=''",)
 SHAPES = {
     "ring on one node": ("topology=ring", "cluster=4xA40", "cluster.gpus_per_node=2"),
@@ -215,7 +216,8 @@ class Lane:
         if not any(words.format(detail=detail) in said for words in expected):
             what = f"{kind} {detail} ended with {said!r}, expected {expected or 'that it goes on'}"
             self.record.violated(self.where, what, self.current)
-        before, done = self.job(), self.user.imgnet("resubmit", str(self.current))
+        with CONTROLLER:
+            before, done = self.job(), self.user.imgnet("resubmit", str(self.current))
         if "submitted job" not in done.stdout or self.job() == before:
             raise LostError(f"resubmit said {done.stdout}{done.stderr}")
 
@@ -304,8 +306,9 @@ def slurmd_is_restarted(lane: Lane) -> str:
 
 
 def slurmctld_is_restarted(lane: Lane) -> str:
-    with ONE_AT_A_TIME:
+    with CONTROLLER:
         lane.slurm.restart_controller(lane.random.uniform(0, 8))
+        lane.wait(lambda: lane.slurm.takes_jobs(GPUS), "Slurm takes jobs", timeout_s=120)
     return ""
 
 
@@ -428,7 +431,8 @@ ENDS = {
 """What may end a run, and what the run then says. All else it gets over by itself."""
 FOR_GOOD = ("kill worker", "kill first process", "cancel", "cancel while it waits")
 """What always does."""
-ONE_AT_A_TIME = threading.Lock()
+CONTROLLER = threading.Lock()
+"""Held while it is restarted, until it knows its nodes again: till then it refuses every job, and is right to."""
 
 
 def ask(lane: Lane, *command: str) -> None:

@@ -150,6 +150,14 @@ class PrivateSlurm:
         time.sleep(away_s)
         self._start("slurmctld", "-D")
 
+    def takes_jobs(self, gres: str) -> bool:
+        """Whether a job with these would be queued; not so while no node has told a new controller what it has."""
+        try:
+            self.ask("sbatch", "--test-only", f"--gres={gres}", "--wrap", "true")
+        except (RuntimeError, subprocess.TimeoutExpired):
+            return False
+        return True
+
     def signal_jobs(self, node: str, number: signal.Signals) -> None:
         """Send a signal to all that jobs run on a node, their keepers (slurmstepd) first, so that none tells of it."""
         mark = f"SLURMD_NODENAME={node}".encode()
