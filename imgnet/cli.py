@@ -91,11 +91,15 @@ def resubmit(path: Annotated[Path, typer.Argument(help="The folder of a sweep, o
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """A refusal as lines, without a traceback."""
+    """A refusal as lines, without a traceback; so is a disk that takes nothing more."""
     try:
         yield
     except ConfigError as error:
         refuse(str(error))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise  # typer knows what to do
+        refuse(rundir.not_written(error, Path.cwd()))
 
 
 def _below(path: Path) -> list[Path]:

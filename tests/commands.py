@@ -27,8 +27,17 @@ def environment(**changes: str) -> dict[str, str]:
 
 def run_py(*arguments: str, cwd: Path, timeout: float = 120, **changes: str) -> subprocess.CompletedProcess[str]:
     """``python run.py <arguments>``, typed in ``cwd``."""
+    return _python(str(ROOT / "run.py"), *arguments, cwd=cwd, timeout=timeout, **changes)
+
+
+def imgnet(*arguments: str, cwd: Path, timeout: float = 120, **changes: str) -> subprocess.CompletedProcess[str]:
+    """``imgnet <arguments>``, typed in ``cwd``."""
+    return _python("-c", IMGNET, *arguments, cwd=cwd, timeout=timeout, **changes)
+
+
+def _python(*arguments: str, cwd: Path, timeout: float, **changes: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *arguments],
+        [sys.executable, *arguments],
         cwd=cwd,
         env=environment(**changes),
         capture_output=True,

@@ -23,7 +23,7 @@ from imgnet.cli import app
 from imgnet.launch import slurm
 from imgnet.launch.slurm import JobState
 from imgnet.launch.snapshot import take_snapshot
-from tests.commands import run_py, start_run_py
+from tests.commands import imgnet, run_py, start_run_py
 from tests.disks import mounted
 from tests.test_launch_processes import only_run, quick, read, wait_until
 
@@ -51,7 +51,7 @@ def commands(tmp_path: Path) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     told = f"echo \"$0 $*\" >> '{folder}/told'"
-    answers = {"sbatch": f"{told}\necho 7", "scancel": told, "scontrol": "echo 'ClusterName = here'"}
+    answers = {"sbatch": f"{told}\necho 7", "scancel": told, "scontrol": "echo 'ClusterName = here'", "squeue": ""}
     for name, text in answers.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
@@ -97,6 +97,21 @@ def test_a_job_whose_number_cannot_be_kept_is_ended(disk: Path, commands: Path) 
     assert [line.split()[0] for line in told(commands)] == ["sbatch", "sbatch", "scancel"]
     assert told(commands)[-1] == "scancel 7"
     assert list(disk.iterdir()) == [filled]
+
+
+@pytest.mark.parametrize("room", [0, 64 << 10], ids=["nothing", "some of the code"])
+def test_what_a_full_disk_does_not_take_is_not_submitted_again(disk: Path, commands: Path, room: int) -> None:
+    assert submit(disk, commands).returncode == 0
+    (folder,) = disk.glob("multirun_outputs/*/*")
+    shutil.rmtree(folder / "code")
+    theirs = disk / "somebody else's"
+    fill(theirs)
+    os.truncate(theirs, theirs.stat().st_size - room)
+    done = imgnet("resubmit", str(folder), cwd=disk, PATH=f"{commands}:/usr/bin:/bin")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r".*: No space left on device \(errno 28\)\n", done.stderr)
+    assert sum("--parsable" in line for line in told(commands)) == 1, "that of the first time"
+    assert not [path for path in folder.iterdir() if "code" in path.name or path.name.startswith(".")]
 
 
 def test_a_run_that_cannot_begin_says_so(disk: Path) -> None:

@@ -256,3 +256,12 @@ def test_the_full_error_is_there_for_who_asks(tmp_path: Path) -> None:
     done = run_py(QUICK, "epochs=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_nothing_is_said_where_nobody_reads(tmp_path: Path) -> None:
+    """``python run.py ... | true``: many lines, and a reader that has gone."""
+    shown = "+experiments=quickstart cluster=4xA40 cluster.dry_run=true 'seed=range(1,9)'"
+    run = f"'{sys.executable}' '{ROOT}/run.py' {shown} 2>&3; echo \"ended with $?\" >&3"
+    line = ["bash", "-c", f"exec 3>&1; {{ {run}; }} | true"]
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.stdout == "ended with 141\n", done.stdout

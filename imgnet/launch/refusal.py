@@ -1,11 +1,14 @@
 """A refused command gets one clear line for each problem, no traceback, and exit status 2."""
 
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import NoReturn
 
 from hydra import conf as hydra_schemas
 from hydra.errors import HydraException, OverrideParseException
@@ -36,30 +39,43 @@ def one_line_errors() -> Iterator[None]:
     leave_errors_to_us()
     try:
         yield
+        sys.stdout.flush()
     except ConfigError as error:
         _refuse(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
         _refuse([explain(error)])
-    except ValueError as error:
-        if not re.match(_NO_WORD, str(error)):
+    except (ValueError, OverflowError) as error:
+        if not (lines := _of_a_word(error)):
             raise
-        _refuse([explain(error)])
-    except OverflowError:
-        if not (endless := [word for word in sys.argv[1:] if re.search(_ENDLESS, word)]):
-            raise
-        _refuse([f"{word[: word.index('=') + 9]}... has more digits than any number may have" for word in endless])
+        _refuse(lines)
     except RunFailed as failure:
         sys.stderr.write(f"{failure}\n")
         sys.exit(FAILED)
+    except BrokenPipeError:
+        _end_without_reader()
     except KeyboardInterrupt as interruption:
         sys.stderr.write(f"{interruption or 'interrupted'}\n")
         sys.exit(INTERRUPTED)
+
+
+def _end_without_reader() -> NoReturn:
+    """As other commands do where nobody reads what they say (``... | head``): without a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what was not yet written would raise at the end
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def _refuse(problems: list[str]) -> None:
     for problem in dict.fromkeys(problems):
         sys.stderr.write(f"{problem}\n")
     sys.exit(REFUSED)
+
+
+def _of_a_word(error: Exception) -> list[str]:
+    """What a word that was typed has to do with an error that names none; nothing where it is another error."""
+    if isinstance(error, OverflowError):
+        endless = [word for word in sys.argv[1:] if re.search(_ENDLESS, word)]
+        return [f"{word[: word.index('=') + 9]}... has more digits than any number may have" for word in endless]
+    return [explain(error)] if re.match(_NO_WORD, str(error)) else []
 
 
 def explain(error: Exception) -> str:
