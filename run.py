@@ -3,6 +3,8 @@
 The route to the training loop: ``main`` -> ``imgnet.launch.launch`` -> ``imgnet.train.run`` on every worker.
 """
 
+import signal
+
 import hydra
 from omegaconf import DictConfig
 
@@ -25,5 +27,6 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's notice: nobody dies of it who cannot save yet
     with one_line_errors(), first_run_shown_to_hydra():
         main()

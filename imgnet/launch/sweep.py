@@ -28,7 +28,7 @@ from imgnet.launch.wait import wait_for, waits
 from imgnet.published import PREPROCESSING
 from imgnet.results.table import show_results
 from imgnet.rundir import not_written
-from imgnet.runtime import Placement, placement_from_environment
+from imgnet.runtime import Placement, Submitted, placement_from_environment, submitted
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class Accepted:
     config: RunConfig
     subdir: str
     """Its directory, in the folder of the sweep."""
+    sources: list[str]
+    """What else must be said to ``run.py`` for the overrides to mean the same."""
 
 
 def run_sweep(
@@ -86,6 +88,8 @@ def run_sweep(
         ConfigError: at least one run was refused; none was started.
         SystemExit: with 1, after all were tried, where one failed.
     """
+    if (job := submitted()) is not None:
+        return [_work_for(job, run, task_function) for run in runs]
     accepted = {run.typed.number: run for run in accept(runs)}
     if placement_from_environment() is not None:
         returns = {number: _run_one(run, sweep_dir, task_function) for number, run in accepted.items()}
@@ -159,13 +163,20 @@ def _carry_out(
     return returns
 
 
+def _work_for(job: Submitted, run: TypedRun, task_function: TaskFunction) -> JobReturn:
+    """Be a worker of a run that was accepted when it was submitted."""
+    config = run.composed()
+    task_function(OmegaConf.masked_copy(config, [str(key) for key in config if key != HYDRA]))
+    return JobReturn(overrides=run.overrides, working_dir=str(job.run_dir), status=JobStatus.COMPLETED)
+
+
 def _queued_run(run: Accepted, folder: Path) -> QueuedRun:
     number = run.typed.number
     if Path(run.subdir) != Path(str(number)):
         raise ConfigError(
             [f"hydra.sweep.subdir={run.subdir}: a Slurm array needs folders that are named by their number"]
         )
-    return QueuedRun(number, run.config, run.typed.overrides, folder.absolute() / str(number))
+    return QueuedRun(number, run.config, run.typed.overrides, folder.absolute() / str(number), run.sources)
 
 
 def _conclude(returns: list[JobReturn]) -> list[JobReturn]:
@@ -206,7 +217,15 @@ def _accept(run: TypedRun, placement: Placement | None) -> Accepted:
     composed = run.composed()
     config = parse(composed)
     check(config, placement)
-    return Accepted(run, config, str(composed.hydra.sweep.subdir))
+    return Accepted(run, config, str(composed.hydra.sweep.subdir), _sources(composed.hydra))
+
+
+def _sources(hydra: DictConfig) -> list[str]:
+    """Where a composition begins and what it is made of, as words of the command, where that is not ``conf/config``."""
+    words = [] if hydra.job.config_name == "config" else ["--config-name", str(hydra.job.config_name)]
+    added = [one.path for one in hydra.runtime.config_sources if one.provider == "command-line"]
+    words += [word for folder in added for word in ("--config-dir", str(Path(folder).absolute()))]
+    return words + [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
 
 
 def _keep_what_was_typed(config: DictConfig, typed: Sequence[str]) -> None:
