@@ -108,10 +108,12 @@ def test_edit_after_submission_changes_no_queued_job(developer: User) -> None:
     assert held.returncode == 0, held.stderr
     (run_dir,) = developer.runs()
     developer.edit("imgnet/train.py", "import time\n", "raise RuntimeError('edited')\n")
+    developer.edit("conf/config.yaml", "seed: 1\n", "seed: 2\n")
     (developer.folder / "imgnet").symlink_to(developer.code / "imgnet")  # nor one in the working directory
     developer.slurm.ask("scontrol", "release", job_id(run_dir))
     wait_for_end(run_dir)
     assert run_json(run_dir)["status"] == "completed", run_json(run_dir)["error"]
+    assert "as it was submitted" not in (run_dir / "logs/slurm.log").read_text()
 
 
 def test_job_whose_directory_is_gone_does_not_run_elsewhere(user: User, tmp_path: Path) -> None:

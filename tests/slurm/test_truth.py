@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.slurm.conftest import QUICK, User, job_id, run_json, wait_for_end, wait_until
-from tests.slurm.private import PrivateSlurm
+from tests.slurm.private import PrivateSlurm, command_of
 
 pytestmark = pytest.mark.slurm
 LONG = (*QUICK, "epochs=2000", "cluster=4xA40")
@@ -152,6 +152,9 @@ def test_cancelled_is_said_of_all_that_were(user: User) -> None:
 def test_a_killed_first_process_is_named(user: User) -> None:
     (run_dir,) = submit(user, *LONG)
     wait_for_rows(run_dir)
+    words = ["-P", str(run_dir.parent / "code/run.py"), *LONG]
+    commands = [[word.decode() for word in command_of(pid)][:-1] for pid in user.slurm.processes()]
+    assert sum(command[1:] == words for command in commands) == 4, commands  # each worker executes run.py
     os.kill(user.slurm.first_process(run_dir), signal.SIGKILL)
     wait_for_end(run_dir, timeout_s=60)  # nobody looks
     run = run_json(run_dir)
