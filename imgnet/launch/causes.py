@@ -108,6 +108,15 @@ def root_cause(run_dir: Path, world_size: int) -> RunFailed:
     return RunFailed(_ended_by_signal(records), logs)
 
 
+def cause_known_to(run_dir: Path, error: BaseException, world_size: int) -> RunFailed:
+    """The same as far as one worker can tell, that has left its own word and whose peers are about to leave theirs."""
+    end = time.monotonic() + SEEN_LATE_S
+    lost_touch = _FOLLOWS.search(str(error))
+    while lost_touch and len(read_exit_records(run_dir)) < world_size - 1 and time.monotonic() < end:
+        time.sleep(0.1)
+    return root_cause(run_dir, world_size)
+
+
 def _first(killed: Sequence[ExitRecord], raised: Sequence[ExitRecord]) -> ExitRecord | None:
     """The first that failed by itself, if it is known: killed, or with an error that no other worker brought about."""
     times = {record.rank: record.time - SEEN_LATE_S for record in killed}

@@ -27,12 +27,13 @@ LONGEST_NAME = 200
 """Bytes: it is a part of a folder's name, which may have 255."""
 
 
-def check(config: RunConfig, placement: Placement | None = None) -> Layout:
+def check(config: RunConfig, placement: Placement | None = None, elsewhere: Layout | None = None) -> Layout:
     """Accept a run, or refuse it with every problem at once.
 
     Args:
         config: the run.
         placement: where torchrun or srun put this process; None where the run starts its own workers.
+        elsewhere: where another launcher of Hydra's will put the workers; None where ``config.cluster`` says it.
 
     Raises:
         ConfigError: one line for each problem.
@@ -43,7 +44,7 @@ def check(config: RunConfig, placement: Placement | None = None) -> Layout:
     layout = None
     if "cluster" not in unsound:
         try:
-            layout = layout_of(config.cluster, placement)
+            layout = elsewhere or layout_of(config.cluster, placement)
         except ConfigError as error:
             problems += error.problems
     for reads, find in _checks(config, layout, on_this_machine=placement is not None):

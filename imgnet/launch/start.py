@@ -12,7 +12,7 @@ from imgnet import rundir
 from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse, read
 from imgnet.config.settings import differing, every_setting
 from imgnet.launch import owner
-from imgnet.launch.causes import RunFailed
+from imgnet.launch.causes import RunFailed, cause_known_to
 from imgnet.launch.checks import check
 from imgnet.launch.deputy import Deputy
 from imgnet.launch.layout import Layout, layout_of
@@ -147,9 +147,11 @@ def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement
             with exit_record(run_dir, runtime.rank, claim):
                 run(config, runtime, run_dir, stop, give_up_on(run_dir, runtime.rank, claim))
         except Exception as error:
-            if runtime.is_main:
-                rundir.finish(run_dir, "failed", f"rank {runtime.rank} failed: {error}")
-            raise
+            if not runtime.is_main:
+                raise
+            cause = cause_known_to(run_dir, error, layout.world_size)
+            rundir.finish(run_dir, "failed", cause.summary)
+            raise cause from error
     if runtime.is_main:
         show_run(run_dir)
     sys.stdout.flush()

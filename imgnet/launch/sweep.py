@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,6 +21,7 @@ from imgnet.launch.batch import QueuedRun
 from imgnet.launch.causes import RunFailed
 from imgnet.launch.checks import check
 from imgnet.launch.composition import Composer
+from imgnet.launch.layout import Layout
 from imgnet.launch.progress import progress
 from imgnet.launch.repeats import made_before, to_be_continued
 from imgnet.launch.start import no_other_launcher
@@ -98,13 +100,25 @@ def run_sweep(
     return _conclude([returns[number] for number in accepted if number in returns])
 
 
-def refuse_what_others_cannot(runs: Sequence[TypedRun], launcher: str) -> None:
+def refuse_what_others_cannot(runs: Sequence[TypedRun], launcher: str, parameters: Mapping[str, Any]) -> None:
     """Before another launcher of Hydra's has written anything: refuse what it would not carry out.
+
+    Args:
+        runs: of the command.
+        launcher: its name.
+        parameters: its part of the configuration, from which follows how many workers each run will have.
 
     Raises:
         ConfigError: a run is refused, or is one for Slurm, which our launcher alone queues.
     """
-    queued = {run.config.cluster.name: None for run in accept(runs) if isinstance(run.config.cluster, SlurmConfig)}
+    nodes, tasks = parameters.get("nodes", 1), parameters.get("tasks_per_node", 1)
+    if launcher == "submitit_local" and tasks > 1:
+        raise ConfigError(
+            [f"hydra.launcher.tasks_per_node={tasks}: on this machine a run starts its own workers; leave it out"]
+        )
+    elsewhere = Layout(nodes, tasks, use_gpu=False) if nodes * tasks > 1 else None
+    accepted = accept(runs, elsewhere)
+    queued = {run.config.cluster.name: None for run in accepted if isinstance(run.config.cluster, SlurmConfig)}
     if queued:
         raise ConfigError([no_other_launcher(name, f"hydra/launcher={launcher}") for name in queued])
 
@@ -191,8 +205,12 @@ def _conclude(returns: list[JobReturn]) -> list[JobReturn]:
     return returns
 
 
-def accept(runs: Sequence[TypedRun]) -> list[Accepted]:
+def accept(runs: Sequence[TypedRun], elsewhere: Layout | None = None) -> list[Accepted]:
     """Check the runs of a command.
+
+    Args:
+        runs: of the command.
+        elsewhere: where another launcher of Hydra's puts the workers of each.
 
     Raises:
         ConfigError: a line for each problem, which of the runs have it included.
@@ -204,7 +222,7 @@ def accept(runs: Sequence[TypedRun]) -> list[Accepted]:
     accepted = []
     for run in progress(runs, "checked"):
         try:
-            accepted.append(_accept(run, placement))
+            accepted.append(_accept(run, placement, elsewhere))
         except ConfigError as error:
             for problem in error.problems:
                 refused.setdefault(problem, []).append(" ".join(run.overrides))
@@ -213,10 +231,10 @@ def accept(runs: Sequence[TypedRun]) -> list[Accepted]:
     return accepted
 
 
-def _accept(run: TypedRun, placement: Placement | None) -> Accepted:
+def _accept(run: TypedRun, placement: Placement | None, elsewhere: Layout | None) -> Accepted:
     composed = run.composed()
     config = parse(composed)
-    check(config, placement)
+    check(config, placement, elsewhere)
     return Accepted(run, config, str(composed.hydra.sweep.subdir), _sources(composed.hydra))
 
 
