@@ -49,6 +49,14 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
         ["cluster=4xA40: hydra/launcher=basic submits nothing to Slurm; leave it out, or choose cluster=local"],
     ),
     ([QUICK, "epochs=0", "hydra/launcher=basic"], ["epochs=0 must be at least 1"]),
+    (
+        [QUICK, "hydra/launcher=submitit_slurm", "hydra.launcher.nodes=3"],
+        ["global_batch_size=64 is not divisible by 3 workers"],
+    ),
+    (
+        [QUICK, "hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"],
+        ["hydra.launcher.tasks_per_node=2: on this machine a run starts its own workers; leave it out"],
+    ),
     (["hydra/sweeper=nonsense"], ["hydra/sweeper=nonsense: there is no such hydra/sweeper; known: basic, imgnet"]),
     (["hydra/laucher=basic"], ["there is no group 'hydra/laucher'; did you mean 'hydra/launcher'?"]),
     (
