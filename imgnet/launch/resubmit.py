@@ -13,7 +13,7 @@ from imgnet.launch.checks import check
 from imgnet.launch.observe import Observed, observe
 from imgnet.launch.snapshot import snapshot_of_now
 from imgnet.launch.submit import MEMORY, refuse_what_slurm_would, submit
-from imgnet.results.table import display_path
+from imgnet.results.names import display_path
 from imgnet.rundir import read_json
 
 

@@ -19,7 +19,8 @@ from imgnet.launch.layout import Layout, layout_of
 from imgnet.launch.local import run_workers
 from imgnet.launch.repeats import identity
 from imgnet.launch.snapshot import PACKAGE
-from imgnet.results.table import display_path, show_run
+from imgnet.results.names import display_path
+from imgnet.results.table import show_run
 from imgnet.runtime import (
     Placement,
     Submitted,

@@ -14,7 +14,7 @@ from imgnet.launch.batch import JobArray, QueuedRun, arrays_of, batch_script, pr
 from imgnet.launch.progress import progress
 from imgnet.launch.repeats import identity
 from imgnet.launch.snapshot import take_snapshot
-from imgnet.results.table import display_path, typed_path
+from imgnet.results.names import display_path, typed_path
 
 MEMORY = "sweep.json"
 """In a sweep's folder: ``working_dir``, and by number what was submitted into it: each run's ``overrides``, ``sources``
