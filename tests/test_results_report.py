@@ -1,6 +1,7 @@
 """``imgnet report``: what stands on the page, and what a real browser makes of it."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from imgnet.results.report.question import questions_of
 from tests.run_directories import write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+REQUIRED = "IMGNET_REQUIRE_BROWSER"
+"""Set where no test may be skipped for want of a browser."""
 HOSTILE = "<script>document.title='taken'</script>"
 DIFF = "diff --git a/model.py b/model.py\n-width = 64\n+width = 96 # </script>\n"
 
@@ -144,7 +147,7 @@ def test_the_questions_of_our_own_studies_are_found(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
+        (pytest.fail if os.environ.get(REQUIRED) == "1" else pytest.skip)("chromium is not installed")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -209,6 +212,23 @@ def test_a_click_sorts_upwards_and_another_downwards(watched: Watched) -> None:
     assert watched.column("#runs", at) == ["76.30", "76.20", "76.10", "75.20", "75.10", "1.00", "-"]
     watched.page.locator("#runs th button", has_text="topology").click()
     assert watched.column("#runs", 1)[-1] == "ring"
+
+
+def test_the_head_of_a_long_table_stays_in_sight(browser: Browser, tmp_path: Path) -> None:
+    for seed in range(60):
+        write_run(tmp_path / "s" / str(seed), seed=seed, accuracies=(50.0,))
+    assert imgnet("report", tmp_path / "s", "-o", tmp_path / "a.html").exit_code == 0
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((tmp_path / "a.html").as_uri())
+    table = page.locator("#runs .scroll")
+    table.evaluate("part => {part.scrollIntoView({behavior: 'instant'}); part.scrollTop = part.scrollHeight}")
+    assert table.evaluate("part => part.scrollTop") > 0
+    edge = table.evaluate("part => part.getBoundingClientRect().top")
+    corner = page.locator("#runs thead th").first
+    assert corner.evaluate("head => head.getBoundingClientRect().top") == edge
+    shown = "head => {const b = head.getBoundingClientRect(); return document.elementFromPoint(b.x + 5, b.y + 5)"
+    assert corner.evaluate(f"{shown}.closest('th') === head}}")  # above the cells that pass below
+    page.close()
 
 
 def test_words_filter_rows(watched: Watched) -> None:
@@ -293,4 +313,6 @@ def test_on_paper_there_are_no_controls(browser: Browser, report: Path, tmp_path
     page.emulate_media(media="print")
     assert not any(control.is_visible() for control in page.locator("input, p button, select").all())
     assert page.locator("#runs table").is_visible()
+    cells = page.locator("th, td").evaluate_all("cells => cells.map(cell => getComputedStyle(cell).position)")
+    assert set(cells) == {"static"}  # what sticks would stand in the middle of a page
     page.close()

@@ -288,6 +288,15 @@ def test_latex_escapes_what_it_would_obey(tmp_path: Path) -> None:
     assert text.count(r"\\") == 3
 
 
+def test_latex_has_minus_signs_before_numbers_alone(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_run(tmp_path / f"a{seed}", topology="one-peer-2", seed=seed, accuracies=(70 - seed,), typed=["k=-.5"])
+        write_run(tmp_path / f"b{seed}", topology="ring", seed=seed, accuracies=(72 + seed,), typed=["k=1e-05"])
+    text = imgnet("results", tmp_path, "--latex", "--baseline", "k=1e-05").stdout
+    assert "one-peer-2 & $-$.5 & 3 & $-$6.00 & $-$10.97 to $-$1.03 & - &" in text
+    assert "ring & 1e-05 &" in text
+
+
 def test_intervals_are_labelled_in_every_format(study: Path) -> None:
     for words in ([], ["--latex"], ["--markdown"], ["--json"]):
         assert "Student t" in imgnet("results", study, *words).stdout

@@ -122,7 +122,13 @@ def _latex(sheet: Sheet) -> str:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join("".join(LATEX.get(character, character) for character in cell) for cell in cells) + r" \\"
+    return " & ".join(map(_in_latex, cells)) + r" \\"
+
+
+def _in_latex(text: str) -> str:
+    """Text as LaTeX shows it; the sign of a number is a minus, and no hyphen."""
+    escaped = "".join(LATEX.get(character, character) for character in text)
+    return re.sub(r"(?<![\w.-])-(?=\.?\d)", "$-$", escaped)
 
 
 def to_csv(results: Results) -> str:
