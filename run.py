@@ -3,15 +3,17 @@
 The route to the training loop: ``main`` -> ``imgnet.launch.launch`` -> ``imgnet.train.run`` on every worker.
 """
 
-import signal
+from imgnet.runtime import remember_notice
 
-import hydra
-from omegaconf import DictConfig
+remember_notice()  # before the other imports, which take a second
 
-from imgnet.config import register_schemas
-from imgnet.launch import launch
-from imgnet.launch.commandline import first_run_shown_to_hydra
-from imgnet.launch.refusal import one_line_errors
+import hydra  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from imgnet.config import register_schemas  # noqa: E402
+from imgnet.launch import launch  # noqa: E402
+from imgnet.launch.commandline import first_run_shown_to_hydra  # noqa: E402
+from imgnet.launch.refusal import one_line_errors  # noqa: E402
 
 register_schemas()
 
@@ -27,6 +29,5 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's notice: nobody dies of it who cannot save yet
     with one_line_errors(), first_run_shown_to_hydra():
         main()

@@ -6,8 +6,10 @@ torch is imported inside functions, because a command that is refused should not
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 SLURM_RENDEZVOUS_PORTS = range(20000, 30000)
 RUN_DIR, CLAIM, STORE_FILE = "IMGNET_RUN_DIR", "IMGNET_CLAIM", "IMGNET_STORE_FILE"
 """What the first process of a submitted job tells the job's tasks, each of which is a worker."""
+_notice = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,16 @@ def environment_of_tasks(run_dir: Path, claim: int, meeting: Path | tuple[str, i
 def _without_foreign_jobs() -> dict[str, str]:
     """This process's environment without what the task of a job hands to commands that are typed in it."""
     return {name: value for name, value in os.environ.items() if name not in (RUN_DIR, CLAIM, STORE_FILE)}
+
+
+def remember_notice() -> None:
+    """Let Slurm's notice ahead of a job's end (SIGUSR2) kill no process that cannot save yet, and be kept for later."""
+    signal.signal(signal.SIGUSR2, lambda _number, _frame: _notice.set())
+
+
+def notice_came() -> bool:
+    """Whether it came before there was somebody to act on it."""
+    return _notice.is_set()
 
 
 def slurm_job_id() -> str:

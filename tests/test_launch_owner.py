@@ -168,6 +168,20 @@ threading.Event().wait()
     assert rundir.read_exit_records(tmp_path)[1].error == "ended by SIGTERM"
 
 
+def test_a_notice_that_comes_too_early_is_kept(tmp_path: Path) -> None:
+    pretend(tmp_path, Claim(1, host="n1", pid=1))
+    code = f"""
+import os, pathlib, signal
+from imgnet.runtime import remember_notice
+remember_notice()
+os.kill(os.getpid(), signal.SIGUSR2)
+from imgnet.launch import worker
+print(worker.watch_signals(pathlib.Path({str(tmp_path)!r}), 1, 1, in_slurm=True).is_set())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_a_worker_whose_directory_was_taken_over_ends_without_a_trace(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     code = f"""

@@ -71,6 +71,8 @@ def run_workers(config: RunConfig, run_dir: Path, layout: Layout, claim: int) ->
 
 def _start_importing() -> None:
     """Have the process that workers are forked from import torch while this one does the same."""
+    # Slurm may send it to every process of a step: those that do not know it must not die of it.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     multiprocessing.set_forkserver_preload(["__main__", "imgnet.launch.preload"])
     forkserver.ensure_running()
 

@@ -19,7 +19,7 @@ from imgnet.launch.cores import stay_near_gpu
 from imgnet.launch.owner import BEAT_S, is_still_held
 from imgnet.launch.snapshot import PACKAGE
 from imgnet.rundir import ExitRecord, finish, write_exit_record
-from imgnet.runtime import joined, placement_from_environment
+from imgnet.runtime import joined, notice_came, placement_from_environment
 from imgnet.train import run
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -116,6 +116,8 @@ def watch_signals(run_dir: Path, rank: int, claim: int, *, in_slurm: bool) -> th
     for number in (*ENDING_SIGNALS, STOP_SIGNAL):
         signal.signal(number, lambda _number, _frame: None)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    if in_slurm and notice_came():
+        stop.set()
     launcher = multiprocessing.parent_process()
     sentinels = [reading] if launcher is None else [reading, launcher.sentinel]
 
