@@ -46,7 +46,7 @@ from imgnet.parallel.requests import NOTHING, Decision, Requests
 from imgnet.parallel.strategy import Objective, Strategy
 from imgnet.randomness import random_state, restore_random_state, seed_all
 from imgnet.runtime import Runtime
-from imgnet.tracking import Tracker
+from imgnet.tracking.tracker import Tracker
 
 EVAL_IMAGES_PER_BATCH = 256
 
