@@ -12,6 +12,7 @@ from imgnet.config import (
     RandomConfig,
     RunConfig,
     SgdConfig,
+    SimulatedConfig,
     TopologyConfig,
     WeightedConfig,
     WireDtype,
@@ -114,6 +115,8 @@ def _reasons_against_decent_dp(
         yield f"sends fp32 only (topology.wire_dtype={topology.wire_dtype.value})"
     if topology.schedule:
         yield "has one topology for the whole run (topology.schedule)"
+    if isinstance(config.cluster, SimulatedConfig):
+        yield "knows processes only (cluster=simulated)"
     if config.precision is Precision.fp16:
         yield "has no loss scale that all workers agree on (precision=fp16)"
     if config.max_grad_norm is not None:
