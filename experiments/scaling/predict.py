@@ -52,17 +52,15 @@ def draw(found: dict[str, list[Row]]) -> Figure:
     figure, axes = plt.subplots(1, len(found), figsize=(3.6 * len(found), 3.2), layout="constrained", squeeze=False)
     for axis, (preset, of_preset) in zip(axes[0], found.items(), strict=True):
         for topology in TOPOLOGIES:
-            points = [
-                (int(row["num_workers"]), float(row["predicted_step_s"]))
-                for row in of_preset
-                if row["topology"] == topology
-            ]
+            of_topology = [row for row in of_preset if row["topology"] == topology]
+            points = [(int(row["num_workers"]), float(row["predicted_step_s"])) for row in of_topology]
             colour, line, marker = STYLES[topology]
             axis.plot(*zip(*points, strict=True), color=colour, ls=line, marker=marker, ms=4, label=topology)
         axis.set(xscale="log", xlabel="GPUs", title=f"nodes of {PER_NODE[preset]} {preset.partition('x')[2]}", ylim=0)
-        axis.set_xscale("log", base=2)
+        axis.set_xticks(GPUS[::3], [f"{gpus:,}" for gpus in GPUS[::3]], minor=False)
+        axis.minorticks_off()
     axes[0][0].set_ylabel("predicted seconds per step")
-    axes[0][0].legend(frameon=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
