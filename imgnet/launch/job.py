@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from imgnet.runtime import SlurmJob, environment_of_tasks, num_slurm_nodes, slur
 
 NOTE_S = 60.0
 """How long a job waits until the command that submitted it has noted its number."""
+LOOK_S = 0.5
+"""Between two looks whether workers that are told to end have saved."""
 
 
 def main(run_dir: Path, command: list[str]) -> int:
@@ -95,7 +97,7 @@ def _carry_out(run_dir: Path, claim: Claim, submission: dict[str, Any], command:
         return _finish(run_dir, Ending("failed", failure))
     _begin(run_dir)
     # Slurm sends SIGTERM to the tasks as well.
-    status = 1 if ended_by else _run_workers(run_dir, claim.number, command)
+    status = 1 if ended_by else _run_workers(run_dir, claim.number, command, ended_by)
     if not owner.is_still_held(run_dir, claim.number):
         return _leave("Slurm had given this attempt up, and another one works on it")
     said = read_json(run_dir / "run.json").get("status")
@@ -111,11 +113,16 @@ def _carry_out(run_dir: Path, claim: Claim, submission: dict[str, Any], command:
     return status or 1
 
 
-def _run_workers(run_dir: Path, claim: int, command: Sequence[str]) -> int:
-    """The exit status of ``srun``, when all workers have ended."""
+def _run_workers(run_dir: Path, claim: int, command: Sequence[str], ended_by: Sequence[int]) -> int:
+    """The exit status of ``srun`` when all workers have ended; 1 where Slurm ends the job and they have saved."""
     print(f"+ {shlex.join(command)}", flush=True)
     with _meeting_point() as meeting:
-        return subprocess.run(command, env=environment_of_tasks(run_dir, claim, meeting), check=False).returncode
+        srun = subprocess.Popen(command, env=environment_of_tasks(run_dir, claim, meeting))
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return srun.wait(LOOK_S)
+            if ended_by and read_json(run_dir / "run.json").get("status") == "preempted":
+                return 1  # little time is left to say how the run ended
 
 
 def _finish(run_dir: Path, ending: Ending) -> int:

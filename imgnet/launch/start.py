@@ -1,5 +1,6 @@
 """One run: its directory, its workers, its end."""
 
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -118,6 +119,8 @@ def _work_for(job: Submitted, composed: DictConfig) -> None:
     work(config, job.run_dir, job.claim, job.store_file, layout.use_gpu, package)
     if deputy is not None:
         deputy.speak()
+    sys.stdout.flush()
+    os._exit(0)  # Slurm leaves a job that it ends few seconds, of which an orderly exit would take some
 
 
 def _say_what_has_changed(accepted: RunConfig, composed: DictConfig) -> None:
