@@ -148,7 +148,7 @@ def test_cancelled_is_said_of_all_that_were(user: User) -> None:
 def test_a_killed_first_process_is_named(user: User) -> None:
     (run_dir,) = submit(user, *LONG)
     wait_for_rows(run_dir)
-    words = ["-P", str(run_dir.parent / "code/run.py"), *LONG]
+    words = ["-P", str(run_dir.parent / "code/run.py"), *run_json(run_dir)["overrides"]]
     commands = [[word.decode() for word in command_of(pid)][:-1] for pid in user.slurm.processes()]
     assert sum(command[1:] == words for command in commands) == 4, commands  # each worker executes run.py
     os.kill(user.slurm.first_process(run_dir), signal.SIGKILL)
