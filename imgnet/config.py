@@ -195,11 +195,49 @@ class WeightedConfig(DecentralizedConfig):
 
 
 @dataclass
+class StaticRingConfig(WeightedConfig):
+    """A ring in which workers average with several neighbours in every step."""
+
+    neighbours: int = 1
+    """On each side."""
+
+
+@dataclass
+class BaseGraphConfig(DecentralizedConfig):
+    """Exact consensus in finitely many rounds, whatever the number of workers."""
+
+    max_degree: int = 1
+    """Peers of a worker in a round, at most; more of them need fewer rounds."""
+
+
+@dataclass
 class RandomConfig(WeightedConfig):
     """Pairs drawn anew in each round."""
 
     seed: int = 0
     """Of the pairs; the run's own ``seed`` does not change them."""
+    num_rounds: int = 64
+    """Rounds that are drawn; then they begin again."""
+
+
+@dataclass
+class EquiStaticConfig(DecentralizedConfig):
+    """Fixed neighbours at distances drawn at random."""
+
+    num_shifts: int | None = None
+    """Distances that are drawn, each for one peer, or two in both directions; null: log2 of the workers, rounded up."""
+    seed: int = 0
+    """Of the distances; the run's own ``seed`` does not change them."""
+
+
+@dataclass
+class EquiDynConfig(DecentralizedConfig):
+    """One peer at a distance drawn anew in each round."""
+
+    eta: float = 0.5
+    """A worker takes ``eta (n-1)/n`` of its peer's; in (0, 1]."""
+    seed: int = 0
+    """Of the distances; the run's own ``seed`` does not change them."""
     num_rounds: int = 64
     """Rounds that are drawn; then they begin again."""
 
@@ -217,7 +255,8 @@ class CustomConfig(DecentralizedConfig):
     """Rounds written by the user."""
 
     rounds: list[Any] = MISSING
-    """Each a list of groups ``{ranks: [0, 1], weight: 0.5}``, or a list of edges ``[0, 1, 0.5]``."""
+    """Each a list of groups ``{ranks: [0, 1], weight: 0.5}``, of edges ``[0, 1, 0.5]``, or of arrows
+    ``{from: 0, to: 1, weight: 0.5}``."""
 
 
 @dataclass
@@ -384,7 +423,11 @@ GROUP_SCHEMAS: dict[str, dict[str, type]] = {
         "allreduce": AllReduceConfig,
         "decentralized": DecentralizedConfig,
         "weighted": WeightedConfig,
+        "static_ring": StaticRingConfig,
+        "base_graph": BaseGraphConfig,
         "random": RandomConfig,
+        "equi_static": EquiStaticConfig,
+        "equi_dyn": EquiDynConfig,
         "lattice": LatticeConfig,
         "custom": CustomConfig,
     },

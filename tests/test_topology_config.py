@@ -49,6 +49,16 @@ def test_options_reach_the_rounds() -> None:
     column = schedule_of("topology=grid", "topology.num_rows=4").round_at(0)
     assert [len(peers) for peers in column.neighbours] == [1, 2, 2, 1]
     assert len(schedule_of("topology=custom", PAIRS).phases[0].topology.rounds) == 2
+    wide = schedule_of("topology=static-ring", "topology.neighbours=2").round_at(0)
+    assert [len(peers) for peers in wide.neighbours] == [3] * 4
+    assert len(schedule_of("topology=base-graph", "topology.max_degree=3").phases[0].topology.rounds) == 1
+    for name in ("equi-static", "directed-equi-static"):
+        drawn = [schedule_of(f"topology={name}", f"topology.seed={seed}", "topology.num_shifts=9") for seed in (0, 1)]
+        assert drawn[0].round_at(0) != drawn[1].round_at(0)
+    for name in ("equi-dyn", "directed-equi-dyn"):
+        drawn = schedule_of(f"topology={name}", "topology.num_rounds=9", "topology.eta=1")
+        assert len(drawn.phases[0].topology.rounds) == 9
+        assert mixing_matrix(drawn.round_at(0), 4).min() in (0, 0.25)
 
 
 def test_a_schedule_begins_anew_with_each_topology() -> None:
@@ -130,6 +140,19 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (
         ["topology=ring", "topology.schedule=[{after_epochs: 0, topology: complete}]"],
         ["topology.schedule replaces topology=ring from the first step to the last"],
+    ),
+    (["topology=static-ring", "topology.neighbours=3"], ["topology=static-ring has neighbours=3; 4 workers have at"]),
+    (["topology=base-graph", "topology.max_degree=0"], ["topology=base-graph has max_degree=0; it must be 1 or more"]),
+    (["topology=equi-dyn", "topology.eta=1.5"], ["topology=equi-dyn has eta=1.5; it must be above 0 and at most 1"]),
+    (["topology=directed-exp"], ["topology=directed-exp is directed, which no engine does yet; it needs averaging="]),
+    (["topology=directed-ring", "topology.engine=decent_dp"], ["topology=directed-ring is directed, which no engine"]),
+    (
+        ["topology=ring", "topology.schedule=[{after_epochs: 2, topology: directed-equi-dyn}]"],
+        ["topology=directed-equi-dyn is directed, which no engine does yet"],
+    ),
+    (
+        ["topology=custom", "topology.rounds=[[{from: 0, to: 1, weight: 0.5}, {from: 1, to: 0, weight: 0.5}]]"],
+        ["topology=custom never connects ranks [0, 1] with [2]; add a group, an edge or an arrow"],
     ),
     (
         ["topology=star", "topology.engine=decent_dp"],

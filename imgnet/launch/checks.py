@@ -230,6 +230,9 @@ def _topology(config: RunConfig, layout: Layout) -> list[str]:
         schedule = build_schedule(topology, layout.world_size, per_node, steps_per_epoch=1)
     except ValueError as error:
         return [*problems, f"{error} (cluster={config.cluster.name})"]
+    if schedule.directed is not None:
+        name = schedule.directed.name
+        return [*problems, f"topology={name} is directed, which no engine does yet; it needs averaging=push_sum"]
     if topology.engine is Engine.decent_dp:
         problems += _decent_dp(config, layout, schedule)
     return problems
