@@ -45,6 +45,14 @@ class Accelerator(Enum):
     cpu = "cpu"
 
 
+class Compression(Enum):
+    """What is done with gradients before they are sent; see ``imgnet.parallel.compression``."""
+
+    none = "none"
+    bf16 = "bf16"
+    powersgd = "powersgd"
+
+
 class Engine(Enum):
     """Who averages in a decentralized run: the engine of this package, or ``decent-dp`` as published."""
 
@@ -157,6 +165,15 @@ class AllReduceConfig(TopologyConfig):
 
     bucket_mb: int = 25
     """Size of a message; torch's own default."""
+    compression: Compression = Compression.none
+    """``bf16`` halves the messages. ``powersgd`` sends gradients as matrices of a low rank, and what that leaves out
+    with the next ones."""
+    powersgd_rank: int = 4
+    """Columns of the two matrices that stand for a gradient."""
+    powersgd_start_step: int | None = None
+    """Steps before it send gradients as they are; at least 2. null: those of the warm-up, as torch advises."""
+    powersgd_min_compression_rate: float = 2.0
+    """A gradient that would not become so many times smaller is sent as it is."""
 
 
 @dataclass
