@@ -49,7 +49,7 @@ def measure(runtime: Runtime, rounds: int, batch: int, folder: Path) -> list[dic
     writer = Writer(folder, rank=0, keep_last=1)
     copies, content, found = [], b"", []
     for number in range(rounds + 1):
-        step_s = seconds(partial(strategy.step, images, targets, 0.1))
+        step_s = seconds(partial(strategy.step, images, targets, 0.1, 0))
         state = {"model": model.state_dict(), "strategy": strategy.state()}
         _, tensors = pack(state)
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())

@@ -142,17 +142,17 @@ def measure(case: Case, runtime: Runtime, task: dict[str, Any]) -> Result:
     draw = Random(1)  # noqa: S311  (which worker is slow)
     images, targets = torch.zeros(1, 3, 8, 8), torch.zeros(1)
 
-    def step() -> None:
+    def step(number: int) -> None:
         slow = case.straggler and draw.randrange(HOSTS) == runtime.rank
         module.pace.compute_s = task["compute_s"] * (2 if slow else 1)
-        strategy.step(images, targets, SGD.lr)
+        strategy.step(images, targets, SGD.lr, number)
 
-    for _ in range(WARM_UP_STEPS):
-        step()
+    for number in range(WARM_UP_STEPS):
+        step(number)
     strategy.communication_wait_s()  # no barrier: it would let messages arrive that nobody is charged for
     sent_before, start = _bytes_sent(), time.perf_counter()
-    for _ in range(task["steps"]):
-        step()
+    for number in range(task["steps"]):
+        step(WARM_UP_STEPS + number)
     seconds, sent = time.perf_counter() - start, _bytes_sent() - sent_before
     measured = [seconds, strategy.communication_wait_s(), sent / 1e6]
     if isinstance(strategy, Decentralized):

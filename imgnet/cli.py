@@ -1,5 +1,6 @@
 """The command ``imgnet``: what is done with runs beside starting them."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import typer
 from imgnet.checkpoint.cli import app as checkpoint_app
 from imgnet.config import ConfigError
 from imgnet.data.cli import app as data_app
-from imgnet.refuse import refuse
+from imgnet.refuse import refuse, refuse_without_directory
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data_app, name="data", help="Prepare images: from archives to tar shards.")
@@ -28,6 +29,7 @@ Runs = Annotated[list[Path], typer.Argument(help="Run directories, or the folder
 @app.callback()
 def main() -> None:
     """Look at runs and topologies. Runs are started with run.py; see `python run.py --help`."""
+    refuse_without_directory()
 
 
 @app.command()
@@ -96,7 +98,7 @@ def logs(
     try:
         show_log(run, rank=rank, follow=follow)
     except FileNotFoundError as missing:
-        refuse(f"there is no {missing}; `imgnet status {run}` says how the run is doing")
+        refuse(f"there is no {missing}; `imgnet status {shlex.quote(str(run))}` says how the run is doing")
     except KeyboardInterrupt:
         sys.exit(130)
 

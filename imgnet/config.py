@@ -5,13 +5,16 @@ Units are in the names: ``_epochs``, ``_steps``, ``_min`` (minutes), ``_gb`` (10
 ``_px`` (pixels).
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+
+from imgnet.suggest import unknown_key
 
 
 class ConfigError(ValueError):
@@ -84,6 +87,13 @@ class DataBackend(Enum):
     torchvision = "torchvision"
 
 
+class Interpolation(Enum):
+    """How the pixels of a resized image follow from those around them."""
+
+    bilinear = "bilinear"
+    bicubic = "bicubic"
+
+
 class OnBadImage(Enum):
     """What an image that cannot be decoded does to a run: it ends it, or it is left out and counted."""
 
@@ -128,13 +138,24 @@ class DataConfig:
     """Side of the validation crop."""
     eval_resize_px: int = MISSING
     """Shorter side that an image is resized to before its central ``eval_px`` are cut out."""
+    eval_squash: bool = False
+    """Both sides are resized to ``eval_resize_px``, whatever the proportions of the image."""
+    interpolation: Interpolation = Interpolation.bilinear
+    """Of all resizing, in training and in validation."""
+    antialias: bool = True
+    """Images that shrink are smoothed, as Pillow does; false: pixels between those that are looked at do not count."""
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
     """Smallest and largest share of the image's area in a training crop."""
     crop_ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
     """Smallest and largest width / height of a training crop, before resizing to a square."""
+    crop_attempts: int = 10
+    """Draws of a training crop, of which the first that fits into the image is taken; if none does, a central one."""
     flip_probability: float = 0.5
     mean: list[float] = MISSING
     std: list[float] = MISSING
+    keep: list[str] = field(default_factory=list)
+    """Keys, such as ``mean``, that weights (``model.pretrained``, ``model.weights``) leave as they are here. Those that
+    are typed on the command line are added by themselves (:mod:`imgnet.published`)."""
     num_workers: int | None = None
     """Decoding processes (torchvision) or threads (DALI) of each worker; null: its share of the cores, less one for
     training. 0: torchvision decodes in the training process, DALI in one thread."""
@@ -452,6 +473,10 @@ GROUP_SCHEMAS: dict[str, dict[str, type]] = {
     "cluster": {"local": LocalConfig, "slurm": SlurmConfig},
 }
 """The schemas that the options of each group in ``conf/`` start from."""
+HYDRA = "hydra"
+"""The key of Hydra's own part, beside those of a run."""
+STUDIES = "experiments"
+"""The group that sets all of these: ``+experiments=quickstart``."""
 
 
 def register_schemas() -> None:
@@ -470,15 +495,54 @@ def parse(composed: DictConfig) -> RunConfig:
     """Turn what Hydra composed into a typed :class:`RunConfig`, with every interpolation resolved.
 
     Raises:
-        ConfigError: keys without a value, all of them named.
+        ConfigError: keys without a value, or unknown ones that a ``+`` added; all of them named.
     """
-    task = OmegaConf.merge(RunConfig, OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(task))
-    if missing:
-        raise ConfigError([f"{key} has no value; set it with {key}=..." for key in missing])
-    config = OmegaConf.to_object(task)
-    assert isinstance(config, RunConfig)
-    return config
+    task = _with_all_keys(composed)
+    if problems := [*_unknown_keys(task), *_missing_values(task)]:
+        raise ConfigError(problems)
+    return RunConfig(**{name: _without_nodes(task[name]) for name in _names(RunConfig)})
+
+
+def _with_all_keys(composed: DictConfig) -> DictConfig:
+    """A configuration that knows its schema: what Hydra composed as it is, anything else merged into it."""
+    if OmegaConf.get_type(composed) is RunConfig and set(_names(RunConfig)) <= set(composed):
+        return composed
+    values = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != HYDRA])
+    merged = OmegaConf.merge(RunConfig, values)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _unknown_keys(task: DictConfig) -> Iterator[str]:
+    """A line for each key that its schema lacks: nodes are typed, but take any key that is added with a ``+``."""
+    for parent, node, schema in _typed_nodes(task):
+        known = _names(schema)
+        unknown = (str(key) for key in node if key not in known)
+        yield from (unknown_key(parent + key, known) for key in unknown if parent or key != HYDRA)
+
+
+def _missing_values(task: DictConfig) -> Iterator[str]:
+    missing = [name for name in _names(RunConfig) if OmegaConf.is_missing(task, name)]
+    groups = (node for parent, node, _ in _typed_nodes(task) if parent)  # Hydra's own part may lack some
+    missing += [str(key) for node in groups for key in OmegaConf.missing_keys(node)]
+    yield from (f"{key} has no value; set it with {key}=..." for key in sorted(missing))
+
+
+def _typed_nodes(task: DictConfig) -> Iterator[tuple[str, DictConfig, type]]:
+    """The root and its groups: what stands before their keys, the node, and its schema."""
+    yield "", task, RunConfig
+    for name, node in task.items_ex(resolve=False):
+        schema = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
+        if name != HYDRA and not OmegaConf.is_missing(task, name) and is_dataclass(schema):
+            yield f"{name}.", node, schema
+
+
+def _names(schema: type) -> list[str]:
+    return [entry.name for entry in fields(schema)]
+
+
+def _without_nodes(value: Any) -> Any:
+    return OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
 
 
 def plain(config: RunConfig) -> dict[str, Any]:
@@ -515,4 +579,4 @@ def parse_saved(saved: DictConfig) -> RunConfig:
 def _schema_of(keys: set[str], schemas: list[type]) -> type:
     """The smallest schema that knows all ``keys``; the largest where none does, which then names the unknown one."""
     by_size = sorted(schemas, key=lambda schema: len(fields(schema)))
-    return next((schema for schema in by_size if keys <= {entry.name for entry in fields(schema)}), by_size[-1])
+    return next((schema for schema in by_size if keys <= set(_names(schema))), by_size[-1])

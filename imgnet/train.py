@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imgnet import rundir
+from imgnet import published, rundir
 from imgnet.checkpoint.export import export_model, load_model
 from imgnet.checkpoint.folder import read_average, read_worker
 from imgnet.checkpoint.manifest import Manifest, candidates, differences, remove_partial, trained_settings
@@ -54,6 +54,7 @@ def run(config: RunConfig, runtime: Runtime, run_dir: Path, stop: threading.Even
     """
     prepare_nodes(config.data, runtime)
     seed_all(config.seed)
+    _say_what_weights_want(config, runtime, run_dir)
     model = _model(config, runtime)
     status = "completed"
     if config.mode is Mode.evaluate:
@@ -62,6 +63,14 @@ def run(config: RunConfig, runtime: Runtime, run_dir: Path, stop: threading.Even
         status = _train(config, runtime, run_dir, model, stop)
     if runtime.is_main:
         rundir.finish(run_dir, status)
+
+
+def _say_what_weights_want(config: RunConfig, runtime: Runtime, run_dir: Path) -> None:
+    """Every worker fails here where they do not fit: before anything is downloaded."""
+    line = published.said(config)
+    if runtime.is_main and line is not None:
+        print(line, flush=True)
+        rundir.write_run(run_dir, images=line)
 
 
 def _model(config: RunConfig, runtime: Runtime) -> nn.Module:
@@ -86,7 +95,7 @@ def _evaluate_only(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn
 
 def _eval_loader(config: RunConfig, runtime: Runtime) -> EvalLoader:
     return build_eval_loader(
-        config.data,
+        published.shown(config),
         local_batch_size=EVAL_IMAGES_PER_BATCH,
         channels_last=config.channels_last,
         worker=runtime,
@@ -100,7 +109,7 @@ def _image_dtype(config: RunConfig) -> torch.dtype:
 
 def _train_loader(config: RunConfig, runtime: Runtime) -> TrainLoader:
     return build_train_loader(
-        config.data,
+        published.shown(config),
         seed=config.seed,
         global_batch_size=config.global_batch_size,
         channels_last=config.channels_last,
@@ -230,7 +239,7 @@ class Loop:
         decision = NOTHING
         for _, batch in zip(range(self._left_of_epoch()), batches, strict=False):
             lr = self._learning_rate(progress.step)
-            loss = self.strategy.step(batch.images, batch.targets, lr)
+            loss = self.strategy.step(batch.images, batch.targets, lr, progress.step)
             progress.loss_sum += loss
             progress.step += 1
             tracker.advance()
@@ -297,7 +306,7 @@ class Loop:
 
     def _evaluate(self, row: dict[str, float]) -> dict[str, float]:
         start = time.perf_counter()
-        with self.strategy.averaged() as average:
+        with self.strategy.averaged(self.progress.step) as average:
             scores = evaluate(average.module, self.eval_loader, self.runtime.device, self.config.precision)
             self._export(average.module, scores, row)
         return {
@@ -315,12 +324,20 @@ class Loop:
         self.progress.best_acc1 = max(scores.val_acc1, self.progress.best_acc1)
         if not self.runtime.is_main:
             return
-        about = {"settings": trained_settings(self.config), "epoch": row["epoch"], "step": row["step"]} | vars(scores)
+        about = {
+            "settings": trained_settings(self.config),
+            "preprocessing": self._preprocessing(),
+            "epoch": row["epoch"],
+            "step": row["step"],
+        } | vars(scores)
         folder = self.run_dir / "checkpoints"
         if is_best:
             _export_if_there_is_room(folder / "best.safetensors", module, about)
         if self.progress.step >= self.num_steps:
             export_model(folder / "final.safetensors", module, about)
+
+    def _preprocessing(self) -> dict[str, Any]:
+        return published.preprocessing_of(published.shown(self.config))
 
     def _check_loss(self, row: dict[str, float]) -> None:
         if not math.isfinite(row["train_loss"]):
@@ -356,6 +373,7 @@ class Loop:
             world_size=self.runtime.world_size,
             trained=trained_settings(self.config),
             metrics=row,
+            preprocessing=self._preprocessing(),
         )
         self.writer.write(state, manifest)
         if requests is not None:
@@ -387,8 +405,8 @@ class Loop:
 
     def _restore(self, state: dict[str, Any]) -> str:
         self.model.load_state_dict(state["model"])
-        self.strategy.restore(state["strategy"])
         self.progress = Progress(**state["progress"])
+        self.strategy.restore(state["strategy"], self.progress.step)
         self.progress.loss_sum = self.progress.loss_sum.to(self.runtime.device)
         restore_random_state(state["random"])
         return "every worker goes on exactly"
@@ -397,7 +415,9 @@ class Loop:
         self.model.load_state_dict(read_average(folder, manifest.world_size))
         if different:
             return f"its averaged model, from step 0, for the settings differ: {'; '.join(different)}"
+        written = Progress(**read_worker(folder, 0)["progress"])
         self.progress.step = manifest.step - manifest.step % self.steps_per_epoch
+        self.progress.train_time_s, self.progress.best_acc1 = written.train_time_s, written.best_acc1
         return (
             f"{manifest.world_size} workers wrote it, {self.runtime.world_size} go on from their averaged model with a "
             f"new optimizer, at the beginning of epoch {self.progress.step // self.steps_per_epoch + 1}"

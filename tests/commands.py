@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+IMGNET = 'from imgnet.cli import app; app(prog_name="imgnet")'
+"""What the command ``imgnet`` does, for Python's ``-c``."""
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -1,5 +1,8 @@
 """Exported models."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from torchvision.models import resnet18
 from imgnet.checkpoint.export import export_model, load_model, read_about
 from imgnet.config import ModelConfig
 from imgnet.models import SmallCnn, build_model
+from tests.commands import ROOT
 
 
 def test_an_exported_model_comes_back_bit_for_bit_with_its_metrics(tmp_path: Path) -> None:
@@ -20,6 +24,33 @@ def test_an_exported_model_comes_back_bit_for_bit_with_its_metrics(tmp_path: Pat
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
     assert read_about(path) == {"val_acc1": 97.5}
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+SAVE = """
+import sys
+from pathlib import Path
+import torch
+from imgnet.checkpoint.export import export_model
+from imgnet.models import SmallCnn
+torch.manual_seed(0)
+about = {key: "\\u00e4 \\n\\x7f \\" \\\\" for key in {"seed", "epoch", "step", "val_acc1", "val_loss", "settings"}}
+for number in range(8):
+    export_model(Path(sys.argv[1]) / f"{number}.safetensors", SmallCnn(10), about | {"number": 1})
+    torch.manual_seed(0)
+"""
+
+
+def test_the_same_model_has_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    # The library orders the metadata anew for each file: eight files in each of two processes cannot agree by chance.
+    for hash_seed in ("1", "2"):
+        (tmp_path / hash_seed).mkdir()
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", SAVE, str(tmp_path / hash_seed)], env=environment, check=True)
+    files = [file.read_bytes() for file in sorted(tmp_path.glob("*/*.safetensors"))]
+    assert len(files) == 16
+    assert len(set(files)) == 1
+    assert read_about(tmp_path / "1" / "0.safetensors")["epoch"] == '\u00e4 \n\x7f " \\'
+    load_model(tmp_path / "1" / "0.safetensors", SmallCnn(10))
 
 
 def test_plain_torchvision_loads_an_exported_model(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse, register_schemas
 from imgnet.launch.checks import check
@@ -24,13 +24,17 @@ NEEDED = {
 """What a group, or one of its options, needs beside the defaults."""
 
 
-def composed(*overrides: str) -> RunConfig:
+def compose_plain(*overrides: str) -> DictConfig:
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides=list(overrides))
     with open_dict(config):
         config.pop("hydra", None)
-    return parse(config)
+    return config
+
+
+def composed(*overrides: str) -> RunConfig:
+    return parse(compose_plain(*overrides))
 
 
 @pytest.fixture(scope="module")

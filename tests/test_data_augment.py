@@ -3,8 +3,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.transforms import RandomResizedCrop
 
 from imgnet.data.augment import center_boxes, crop_boxes, flips
 
@@ -29,10 +31,17 @@ def test_crops_lie_inside_the_image_and_have_pixels(seed, sizes, scale, ratio):
     assert (top + height <= heights).all()
 
 
-@given(seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 90), index=st.integers(0, 2**40), width=sides, height=sides)
-def test_crops_and_flips_are_those_of_a_plain_program(seed, epoch, index, width, height):
-    ((*box,),) = crop_boxes(seed, epoch, [index], [width], [height], SCALE, RATIO).tolist()
-    assert tuple(box) == plain_crop(seed, epoch, index, width, height)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 90),
+    index=st.integers(0, 2**40),
+    width=sides,
+    height=sides,
+    attempts=st.sampled_from([1, 10, 100]),
+)
+def test_crops_and_flips_are_those_of_a_plain_program(seed, epoch, index, width, height, attempts):
+    ((*box,),) = crop_boxes(seed, epoch, [index], [width], [height], SCALE, RATIO, attempts).tolist()
+    assert tuple(box) == plain_crop(seed, epoch, index, width, height, attempts)
     assert flips(seed, epoch, [index], 0.5)[0] == (plain_random(seed, epoch, index, 1) < 0.5)
 
 
@@ -63,18 +72,14 @@ def test_no_crop_of_nothing():
     assert flips(0, 0, [], 0.5).shape == (0,)
 
 
-@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (64, 64), (400, 60)])
-def test_crops_follow_the_law_of_torchvision(width, height):
-    torch = pytest.importorskip("torch")
-    from torchvision.transforms import RandomResizedCrop
-
+@pytest.mark.parametrize(
+    ("width", "height", "tens"), [(500, 375, 1), (375, 500, 1), (64, 64, 1), (400, 60, 1), (400, 60, 10), (600, 60, 10)]
+)
+def test_crops_follow_the_law_of_torchvision(width, height, tens):
     num = 4000
-    ours = crop_boxes(11, 0, np.arange(num), np.full(num, width), np.full(num, height), SCALE, RATIO)
-    image = torch.empty((1, height, width))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        theirs = np.array([RandomResizedCrop.get_params(image, list(SCALE), list(RATIO)) for _ in range(num)])
-    theirs = theirs[:, [1, 0, 3, 2]]  # top, left, height, width
+    sizes = np.full(num, width), np.full(num, height)
+    ours = crop_boxes(11, 0, np.arange(num), *sizes, SCALE, RATIO, 10 * tens)
+    theirs = np.array(torchvision_crops(num, width, height, tens))[:, [1, 0, 3, 2]]  # top, left, height, width
     for ours_values, theirs_values in (
         (ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]),
         (ours[:, 2] / ours[:, 3], theirs[:, 2] / theirs[:, 3]),
@@ -82,6 +87,19 @@ def test_crops_follow_the_law_of_torchvision(width, height):
     ):
         # Two samples of 4,000: a distance above 0.0435 has probability 0.001 at most.
         assert _distance(ours_values, theirs_values) < 0.0435
+
+
+def test_more_attempts_change_central_boxes_only():
+    num, wide = 2000, (600, 60)
+    few, many = (
+        crop_boxes(4, 1, np.arange(num), [wide[0]] * num, [wide[1]] * num, SCALE, RATIO, attempts).tolist()
+        for attempts in (10, 100)
+    )
+    central = [260, 0, 80, 60]
+    given_up = [box == central for box in few]
+    assert 0.5 < np.mean(given_up) < 0.99
+    assert all(box == other for box, other, was_central in zip(few, many, given_up, strict=True) if not was_central)
+    assert np.mean([box == central for box in many]) < np.mean(given_up) - 0.2
 
 
 def test_the_place_of_a_crop_is_uniform():
@@ -120,7 +138,7 @@ def test_the_flip_tells_nothing_about_the_crop():
 @given(width=sides, height=sides, resize_px=st.integers(1, 300), spare=st.integers(0, 100))
 def test_validation_crops_are_those_of_resizing_first(width, height, resize_px, spare):
     crop_px = max(1, resize_px - spare)
-    ((left, top, box_width, box_height),) = center_boxes([width], [height], resize_px, crop_px)
+    ((left, top, box_width, box_height),) = center_boxes([(width, height)], resize_px, crop_px)
     long, short = max(width, height), min(width, height)
     resized_long = int(resize_px * long / short)  # as torchvision's Resize computes it
     resized = (resize_px, resized_long) if width <= height else (resized_long, resize_px)
@@ -142,9 +160,21 @@ def plain_random(seed, epoch, index, draw):
     return (word >> 11) / 2**53
 
 
-def plain_crop(seed, epoch, index, width, height):
+def torchvision_crops(num, width, height, tens):
+    """``[num]`` boxes of RandomResizedCrop; ten attempts in vain are followed by ten more, up to ``tens`` times."""
+    image, crops = torch.empty((1, height, width)), []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        central = RandomResizedCrop.get_params(image, [2.0, 2.0], list(RATIO))  # twice the area: no attempt fits
+        for _ in range(num):
+            boxes = (RandomResizedCrop.get_params(image, list(SCALE), list(RATIO)) for _ in range(tens))
+            crops.append(next((box for box in boxes if box != central), central))
+    return crops
+
+
+def plain_crop(seed, epoch, index, width, height, attempts=10):
     """RandomResizedCrop as torchvision writes it, with our random numbers."""
-    for first_draw in range(2, 42, 4):
+    for first_draw in range(2, 2 + 4 * attempts, 4):
         area, ratio, left, top = (plain_random(seed, epoch, index, first_draw + draw) for draw in range(4))
         area = width * height * (SCALE[0] + (SCALE[1] - SCALE[0]) * area)
         aspect = math.exp(math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * ratio)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imgnet.config import DataBackend, DataConfig, DataKind, OnBadImage
+from imgnet.config import DataBackend, DataConfig, DataKind, Interpolation, OnBadImage
 from imgnet.data.backend import BatchKey, Finisher
 from imgnet.data.bad_images import BadImages
 from imgnet.data.checks import dali_is_installed
@@ -19,7 +19,7 @@ from imgnet.data.order import epoch_order
 from imgnet.data.sharding import Recipe, shard_folder
 from imgnet.data.source import ImageError
 from imgnet.data.synthesize import picture
-from imgnet.data.view import EvalView, TrainView
+from imgnet.data.view import EvalView, Resizing, TrainView
 from imgnet.runtime import Runtime
 
 CPU = torch.device("cpu")
@@ -150,14 +150,20 @@ def test_a_restart_in_the_middle_of_an_epoch_changes_nothing(config, roots, back
 
 
 @needs_dali
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_the_graph_of_the_gpu_cuts_the_same(config, roots, split):
+@pytest.mark.parametrize("resizing", [Resizing(), Resizing(Interpolation.bicubic), Resizing(antialias=False)])
+@pytest.mark.parametrize("split", ["train", "val", "squashed"])
+def test_the_graph_of_the_gpu_cuts_the_same(config, roots, split, resizing):
     """DALI's own resizing, which only GPUs use, differs from torch's by less than half a level of 255."""
     from imgnet.data.dali import DaliBackend
     from imgnet.data.decode import DecodingBackend
 
+    views = {
+        "train": TrainView(48, SEED, [0.08, 1.0], [0.75, 4 / 3], 0.5, resizing=resizing),
+        "val": EvalView(48, 64, resizing=resizing),
+        "squashed": EvalView(48, 50, squash=True, resizing=resizing),
+    }
+    view, split = views[split], "train" if split == "train" else "val"
     source = FolderSource(roots[DataKind.folder], split, NUM_CLASSES)
-    view = TrainView(48, SEED, [0.08, 1.0], [0.75, 4 / 3], 0.5) if split == "train" else EvalView(48, 64)
     finish = Finisher(
         source.labels,
         BadImages(OnBadImage.error, 0, split),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from imgnet.config import DataBackend, DataConfig, DataKind
+from imgnet.config import DataBackend, DataConfig, DataKind, Interpolation
 from imgnet.data.checks import chosen_backend, dali_is_installed, known_num_train, problems
 from imgnet.data.digits import NUM_TRAIN
 from tests.commands import ROOT
@@ -40,6 +40,13 @@ def test_nothing_is_wrong_with_good_data():
             "data.eval_px=41 must not exceed data.eval_resize_px=40, the shorter side of the image that it is cut from",
         ),
         ({"num_classes": 1}, "data.num_classes=1 must be 2 or more"),
+        ({"crop_attempts": 0}, "data.crop_attempts=0 must be from 1 to 1000"),
+        ({"crop_attempts": 1001}, "data.crop_attempts=1001 must be from 1 to 1000"),
+        (
+            {"antialias": False, "interpolation": Interpolation.bicubic},
+            "data.antialias=false is for data.interpolation=bilinear; what it means with bicubic differs between "
+            "libraries",
+        ),
         (
             {"num_workers": -1},
             "data.num_workers=-1 must be 0 (decode in the training process) or more, or null",

@@ -127,24 +127,13 @@ def test_images_of_every_kind_become_rgb(mode, kind):
     data = encoded(picture(40, 30, 1).convert(mode), kind)
     image = decode(data)
     assert image.dtype == torch.uint8
-    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=float)
-    assert np.abs(image.permute(1, 2, 0).numpy() - expected).max() <= 3
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 def test_sixteen_bits_become_eight():
     values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     image = decode(encoded(Image.fromarray(values), "PNG"))
     assert torch.equal(image, torch.from_numpy((values >> 8).astype(np.uint8)).expand(3, 32, 32))
-
-
-def test_cameras_that_were_turned_are_turned_back():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: a quarter turn
-    data = encoded(picture(40, 30, 2), exif=exif)
-    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))), dtype=float)
-    image = decode(data)
-    assert image.shape == (3, 40, 30)
-    assert np.abs(image.permute(1, 2, 0).numpy() - expected).max() <= 3
 
 
 def test_the_normaliser_does_what_its_formula_says():

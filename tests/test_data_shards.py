@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from imgnet.config import ConfigError
+from imgnet.data.decode import decode
 from imgnet.data.folder import SPLITS, FolderSource
 from imgnet.data.header import JpegHeader, read_header
 from imgnet.data.sharding import Recipe, shard_folder
@@ -87,6 +88,37 @@ def test_small_shards_are_shrunk_and_smaller_images_kept(folder, tmp_path):
             assert after.format == "JPEG"
             assert min(after.size) == 45
             assert abs(after.width / after.height - before.width / before.height) < 0.03
+
+
+def test_the_same_images_give_the_same_shards(folder, tmp_path):
+    contents = []
+    for num_workers in (1, 2):
+        root = tmp_path / str(num_workers)
+        list(shard_folder(folder, root, num_shards=3, recipe=Recipe(45, 80), num_workers=num_workers))
+        contents.append({file.relative_to(root): file.read_bytes() for file in root.rglob("*") if file.is_file()})
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 8
+
+
+def test_shrunk_images_have_the_pixels_that_are_seen_without_shrinking(tmp_path):
+    turned, values = Image.Exif(), np.linspace(0, 65535, 90 * 60).reshape(60, 90).astype(np.uint16)
+    turned[0x0112] = 6
+    originals = {"turned": encoded(picture(90, 60, 0), exif=turned), "grey16": encoded(Image.fromarray(values), "PNG")}
+    for split in ("train", "val"):
+        for name, data in originals.items():
+            path = tmp_path / "images" / split / name / "0.jpeg"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(data)
+    list(shard_folder(tmp_path / "images", tmp_path / "small", num_shards=1, recipe=Recipe(30, 95), num_workers=1))
+    shards = ShardSource(tmp_path / "small", "train", 2)
+    for place, name in enumerate(sorted(originals)):
+        seen = Image.fromarray(decode(originals[name]).permute(1, 2, 0).numpy())
+        shrunk = Image.open(io.BytesIO(shards.read(place)))
+        assert shrunk.size == (45, 30)
+        expected = np.asarray(seen.resize((45, 30), Image.Resampling.LANCZOS), dtype=float)
+        assert (
+            np.abs(np.asarray(shrunk, dtype=float) - expected).mean() < 6
+        )  # JPEG; a turned or a white image is off by 50
 
 
 def test_sharding_goes_on_where_it_was(folder, tmp_path):
@@ -203,18 +235,16 @@ def test_headers_of_ordinary_jpegs_are_read():
     assert read_header(encoded(image.convert("L"))) == JpegHeader(41, 30)
     assert read_header(encoded(image, progressive=True) + b"\0" * 8) == JpegHeader(41, 30)
     exif = Image.Exif()
-    exif[0x010F] = "a camera"
+    exif[0x010F], exif[0x0112] = "a camera", 6  # held upright, which turns no pixel in the file
     assert read_header(encoded(image, exif=exif)) == JpegHeader(41, 30)
 
 
 def test_everything_else_is_left_to_the_careful_decoder():
-    image, turned = picture(41, 30, 0), Image.Exif()
-    turned[0x0112] = 6
+    image = picture(41, 30, 0)
     data = encoded(image)
     for odd in (
         encoded(image, "PNG"),
         encoded(image.convert("CMYK")),
-        encoded(image, exif=turned),
         data[:-100],
         data[:3],
         b"",

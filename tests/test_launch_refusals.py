@@ -1,22 +1,68 @@
-"""Wrong commands, and the one line that each of them gets. Real processes, as a user types them."""
+"""Wrong commands, and the one line that each of them gets."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT, run_py
+from tests.commands import IMGNET, ROOT, environment, run_py
+from tests.typist import Typist
 
 QUICK = "+experiments=quickstart"
 SYNTHETIC = "data=synthetic"
+
+TOPOLOGIES = ", ".join(sorted(file.stem for file in (ROOT / "conf" / "topology").iterdir()))
 
 WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
     (["topolgy=ring"], ["unknown key 'topolgy'; did you mean 'topology'?"]),
     (["topology=rign"], ["topology=rign: there is no such topology; did you mean 'ring'?"]),
     (["cluster=5xA40"], ["cluster=5xA40: there is no such cluster; did you mean '8xA40'?"]),
     (["model=resnet"], ["model=resnet: there is no such model; did you mean 'resnet50'?"]),
-    (["+experiments=quickstrt"], ["experiments=quickstrt: there is no such experiments; did you mean 'quickstart'?"]),
+    (["topology=zzzzz"], [f"topology=zzzzz: there is no such topology; known: {TOPOLOGIES}"]),
+    (["topology=exxp"], [f"topology=exxp: there is no such topology; did you mean 'exp'? known: {TOPOLOGIES}"]),
+    (["topology="], [f"topology=: there is no such topology; known: {TOPOLOGIES}"]),
+    (
+        ["cluster=zzzzz"],
+        ["cluster=zzzzz: there is no such cluster; known: 16xA100, 32xT4, 4xA40, 64xT4, 8xA100, 8xA40"],
+    ),
+    (
+        ["model=zzzzz"],
+        ["model=zzzzz: there is no such model; known: resnet18, resnet50, small_cnn, vgg16_bn"],
+    ),
+    (["data=zzzzz"], ["data=zzzzz: there is no such data; known: digits, imagenet, synthetic"]),
+    (
+        ["optimizer=zzzzz"],
+        ["there is no such optimizer; known: accum_adam, accum_adamw, adam, adamw, sgd"],
+    ),
+    (["hydra/launcher=nonsense"], ["hydra/launcher=nonsense: there is no such hydra/launcher; known: basic, imgnet"]),
+    (["hydra/sweeper=nonsense"], ["hydra/sweeper=nonsense: there is no such hydra/sweeper; known: basic, imgnet"]),
+    (["hydra/laucher=basic"], ["there is no group 'hydra/laucher'; did you mean 'hydra/launcher'?"]),
+    (
+        ["+experiments=zzzzz"],
+        ["there is no such experiment; known: digits_topologies/study, quickstart"],
+    ),
+    (
+        ["+experiments=quickstrt"],
+        ["there is no such experiment; did you mean 'quickstart'? known:"],
+    ),
+    (["+experiments=digits_topologies/zzz"], ["there is no such experiment; did you mean 'digits_topologies/study'?"]),
+    (["experiments=quickstart"], ["experiments=quickstart: no run has one by itself; write +experiments=quickstart"]),
+    (["+topology=ring"], ["topology is chosen twice; choose it once, without a +"]),
+    ([QUICK, "+experiments=digits_topologies/study"], ["experiments is chosen twice; choose it once"]),
+    (["cluster=4"], ["cluster=4: an option is a word; one that reads as a number needs quotes, as in cluster=\\'4\\'"]),
+    (["--config-name=nope"], ["Cannot find primary config 'nope'"]),
+    ([QUICK, "hydra.sweep.dirr=1"], ["unknown key 'hydra.sweep.dirr'; in hydra.sweep, did you mean 'dir'?"]),
+    ([QUICK, "hydra.sweep.zzzzz=1"], ["unknown key 'hydra.sweep.zzzzz'; in hydra.sweep, known: dir, subdir"]),
+    (
+        [QUICK, "hydra.launcher.partition=gpu"],
+        ["unknown key 'hydra.launcher.partition'; cluster.<key> says how a"],
+    ),
+    ([QUICK, "seed=range(3,3)"], ["seed=range(3,3): names nothing, so there is no run to make"]),
+    ([QUICK, "topology=glob(zz*)"], ["topology=glob(zz*): names nothing, so there is no run to make"]),
+    ([QUICK, "+model.zzz=2"], ["unknown key 'model.zzz'; in model, known: name, pretrained, weights"]),
     ([QUICK, "epoch=3"], ["unknown key 'epoch'; did you mean 'epochs'?"]),
     ([QUICK, "+epoch=3"], ["unknown key 'epoch'; did you mean 'epochs'?"]),
     ([QUICK, "model.nam=resnet18"], ["unknown key 'model.nam'; in model, did you mean 'name'?"]),
@@ -38,6 +84,7 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
     ([QUICK, "optimizer.betas=0.9"], ["optimizer.betas must be a list, such as optimizer.betas=[1,2]"]),
     ([QUICK, "epochs="], ["epochs=: must be a whole number"]),
     ([QUICK, "epochs=???"], ["epochs has no value; set it with epochs=..."]),
+    ([QUICK, "optimizer.lr=???"], ["optimizer.lr has no value; set it with optimizer.lr=..."]),
     ([QUICK, "epochs"], ["cannot read 'epochs'"]),
     ([QUICK, "epochs=0"], ["epochs=0; at least 1 is needed"]),
     ([QUICK, "global_batch_size=63"], ["global_batch_size=63 is not divisible by 4 workers (cluster=local)"]),
@@ -96,33 +143,55 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def answers(
-    tmp_path_factory: pytest.TempPathFactory, without_torch: str
-) -> dict[tuple[str, ...], tuple[int, str, str, Path]]:
-    """Every wrong command, carried out where torch cannot be imported; two at a time."""
-
-    def ask(command: list[str]) -> tuple[tuple[str, ...], tuple[int, str, str, Path]]:
-        folder = tmp_path_factory.mktemp("user")
-        # Not measured for coverage, which would double the time of all these starts.
-        done = run_py(*command, cwd=folder, PYTHONPATH=without_torch, COVERAGE_PROCESS_CONFIG="")
-        return tuple(command), (done.returncode, done.stdout, done.stderr, folder)
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(pool.map(ask, [command for command, _ in WRONG_COMMANDS]))
+def typist(without_torch: str) -> Iterator[Typist]:
+    """Carries out commands where torch cannot be imported."""
+    typist = Typist(PYTHONPATH=without_torch)
+    yield typist
+    typist.close()
 
 
 @pytest.mark.parametrize(("command", "lines"), WRONG_COMMANDS, ids=[" ".join(command) for command, _ in WRONG_COMMANDS])
 def test_a_wrong_command_gets_one_clear_line_for_each_problem(
-    command: list[str], lines: list[str], answers: dict[tuple[str, ...], tuple[int, str, str, Path]]
+    command: list[str], lines: list[str], typist: Typist, tmp_path: Path
 ) -> None:
-    status, out, shown, folder = answers[tuple(command)]
-    said = shown.splitlines()
-    assert status == 2
-    assert out == ""
-    assert len(said) == len(lines), shown
+    answer = typist.type(*command, cwd=tmp_path)
+    said = answer.err.splitlines()
+    assert answer.status == 2
+    assert answer.out == ""
+    assert len(said) == len(lines), answer.err
     for line, expected in zip(said, lines, strict=True):
         assert expected in line
-    assert list(folder.iterdir()) == [], "nothing may be left behind"
+        assert str(ROOT) not in line
+    assert list(tmp_path.iterdir()) == [], "nothing may be left behind"
+
+
+ODD_FOLDERS = {
+    "back\\slash": "must be without a backslash, which Slurm reads in its own way",
+    "two\nlines": "must be one line",
+    "co:lon": "no job imports its code from a path with ':'",
+}
+
+
+@pytest.mark.parametrize(("name", "why"), ODD_FOLDERS.items(), ids=["backslash", "newline", "colon"])
+def test_a_folder_that_a_job_would_not_find_is_refused(name: str, why: str, tmp_path: Path, typist: Typist) -> None:
+    (folder := tmp_path / name).mkdir()
+    refused = typist.type(SYNTHETIC, "cluster=4xA40", "cluster.dry_run=true", cwd=folder)
+    assert refused.status == 2
+    assert why in refused.err
+    assert refused.err.count("\n") == 1
+    assert refused.out == ""
+
+
+def test_a_folder_that_is_gone_is_refused(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    for command in (f"'{sys.executable}' '{ROOT}/run.py'", f"'{sys.executable}' -c '{IMGNET}' status"):
+        gone.mkdir()
+        typed = f"rmdir '{gone}' && {command}"
+        refused = subprocess.run(
+            ["sh", "-c", typed], cwd=gone, env=environment(), capture_output=True, text=True, check=False
+        )
+        assert refused.returncode == 2
+        assert refused.stderr == "the working directory is gone; go to one that exists, and type the command again\n"
 
 
 def test_help_shows_the_groups_and_never_imports_torch(tmp_path: Path, without_torch: str) -> None:

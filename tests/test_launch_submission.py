@@ -1,6 +1,8 @@
 """The way of a run through Slurm's hands and back, with stand-ins for its commands; ``tests/slurm`` has a real one."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -97,6 +99,27 @@ def test_sweep_is_queued_skipped_lost_and_resubmitted(work: Path, bin_dir: Path)
     again = _submit(work, "seed=1,2", "cluster=4xA40", "cluster.wait=true")
     assert again.stdout.count("skipped, completed before") == 2
     assert len(_runs(work)) == 2
+
+
+def test_what_to_type_next_can_be_typed(work: Path) -> None:
+    done = _submit(work, "cluster=4xA40", r'''hydra.sweep.dir="it's \"mine\" $HOME"''')
+    assert done.returncode == 0, done.stderr
+    status, logs = (line.removeprefix("follow:").strip() for line in done.stdout.splitlines()[-2:])
+    folder = 'it\'s "mine" $HOME'
+    assert shlex.split(status) == ["imgnet", "status", folder]
+    assert shlex.split(logs) == ["imgnet", "logs", f"{folder}/0", "-f"]
+
+
+@pytest.mark.parametrize("what", ["--test-only", "--parsable"])
+def test_a_controller_that_hangs_is_no_refusal(work: Path, bin_dir: Path, what: str) -> None:
+    words = "Socket timed out on send/recv operation"
+    (bin_dir / "sbatch").write_text(f'#!/bin/sh\ncase "$*" in *{what}*) echo "{words}" >&2; exit 1;; esac\necho 7\n')
+    done = _submit(work, "cluster=4xA40")
+    assert done.returncode == 2
+    assert re.search(rf"Slurm did not answer sbatch in \d+ s \({words}\)", done.stderr)
+    assert "refuse" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert ("whether it took" in done.stderr) == (what == "--parsable")
 
 
 @pytest.mark.parametrize("waits", ["cluster.wait=true", "hydra/sweeper=basic"])  # another sweeper may need results

@@ -13,7 +13,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from imgnet.launch.commandline import typed_overrides
+from imgnet.config import ConfigError
+from imgnet.launch.commandline import names_nothing, typed_overrides
 from imgnet.launch.sweep import run_sweep
 
 
@@ -72,5 +73,8 @@ class ImgnetSweeper(BasicSweeper):
         assert self.hydra_context is not None
         assert self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (runs,) = self.split_arguments(parser.parse_overrides(typed_overrides() or arguments), None)
+        overrides = parser.parse_overrides(typed_overrides() or arguments)
+        if empty := [override.input_line for override in overrides if names_nothing(override)]:
+            raise ConfigError([f"{line}: names nothing, so there is no run to make" for line in empty])
+        (runs,) = self.split_arguments(overrides, None)
         return self.launcher.launch(runs, initial_job_idx=0)

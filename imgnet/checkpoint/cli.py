@@ -77,5 +77,7 @@ def average(
     except DamagedError as damage:
         refuse(str(damage))
     about = {"settings": manifest.trained, "epoch": manifest.epoch, "step": manifest.step} | manifest.metrics
+    if manifest.preprocessing:
+        about["preprocessing"] = manifest.preprocessing
     export_tensors(out, model, about)
     typer.echo(f"written: {out}, the mean of {manifest.world_size} workers at step {manifest.step}")

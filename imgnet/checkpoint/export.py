@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch import nn
 def export_model(path: Path, module: nn.Module, about: Mapping[str, Any]) -> None:
     """Write a model's ``state_dict`` as safetensors, which torchvision and timm load, whole or not at all.
 
+    The same model with the same ``about`` gives the same bytes.
+
     Args:
         path: a file, replaced if it is there.
         module: the model.
@@ -27,9 +30,22 @@ def export_tensors(path: Path, state: Mapping[str, torch.Tensor], about: Mapping
     """The same of a ``state_dict`` on the CPU."""
     tensors = {name: value.contiguous().clone() for name, value in state.items()}
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, beside, metadata={"format": "pt", "imgnet": json.dumps(dict(about))})
+    save_file(tensors, beside, metadata={"format": "pt", "imgnet": json.dumps(dict(about), sort_keys=True)})
+    _sort_metadata(beside)
     beside.chmod(0o644)  # the library makes it private to the user
     beside.replace(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Bring what is noted beside the tensors into order: the library keeps it in a hash map, new in each process."""
+    with path.open("r+b") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(ordered) <= size, "the same text in another order"
+        file.seek(8)
+        file.write(ordered.ljust(size))
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ A folder is filled under the name ``.step_0000000440.partial`` and renamed when 
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Manifest:
         world_size: number of workers, each with a file.
         trained: the settings that a run must share to go on from here, by their keys.
         metrics: the last row of ``metrics.csv``, where there is one.
+        preprocessing: how the images of validation are prepared, by keys of ``data``.
         format: version of this layout.
     """
 
@@ -45,6 +46,7 @@ class Manifest:
     world_size: int
     trained: dict[str, Any]
     metrics: dict[str, float]
+    preprocessing: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
 

@@ -5,11 +5,12 @@ from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 
-from imgnet.config import DataBackend, DataConfig, DataKind
+from imgnet.config import DataBackend, DataConfig, DataKind, Interpolation
 from imgnet.data import digits
 from imgnet.data.folder import LAYOUT_HINT, layout_problems
 from imgnet.data.shards import MANIFEST, SHARDS_HINT, shard_problems
 
+MOST_CROP_ATTEMPTS = 1000  # all of them are drawn for every image
 _HINTS = {
     DataKind.folder: LAYOUT_HINT,
     DataKind.shards: SHARDS_HINT,
@@ -64,6 +65,11 @@ def _size_problems(config: DataConfig) -> Iterator[str]:
             f"data.eval_px={config.eval_px} must not exceed data.eval_resize_px={config.eval_resize_px}, "
             "the shorter side of the image that it is cut from"
         )
+    if config.interpolation is not Interpolation.bilinear and not config.antialias:
+        yield (
+            "data.antialias=false is for data.interpolation=bilinear; what it means with "
+            f"{config.interpolation.name} differs between libraries"
+        )
     if config.num_classes < 2:
         yield f"data.num_classes={config.num_classes} must be 2 or more"
     if config.num_workers is not None and config.num_workers < 0:
@@ -76,6 +82,8 @@ def _range_problems(config: DataConfig) -> Iterator[str]:
         yield f"data.crop_scale={_shown(scale)} must be two shares of the area, 0 < smallest <= largest <= 1"
     if not (len(ratio) == 2 and 0 < ratio[0] <= ratio[1] and isfinite(ratio[1])):
         yield f"data.crop_ratio={_shown(ratio)} must be two ratios of width to height, 0 < smallest <= largest"
+    if not 1 <= config.crop_attempts <= MOST_CROP_ATTEMPTS:
+        yield f"data.crop_attempts={config.crop_attempts} must be from 1 to {MOST_CROP_ATTEMPTS}"
     if not 0 <= config.flip_probability <= 1:
         yield f"data.flip_probability={config.flip_probability} must be from 0 to 1"
 

@@ -19,16 +19,21 @@ from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.types import DALIImageType, DALIInterpType
 from torch import Tensor
 
+from imgnet.config import Interpolation
 from imgnet.data.ahead import Ahead
 from imgnet.data.backend import Backend, Batch, BatchKey, Decoded, Finisher
 from imgnet.data.buffers import Buffers
 from imgnet.data.decode import decode_sample, describe_failure
 from imgnet.data.header import JpegHeader, as_ppm
 from imgnet.data.source import ImageError, Source
-from imgnet.data.view import Cut, View
+from imgnet.data.view import Cut, Resizing, View
 
 _FINISHED = 2  # batches that wait for the training
 _NUM_READERS = 8  # reading waits for a disk or the network, not for a core
+_INTERPOLATIONS = {
+    Interpolation.bilinear: DALIInterpType.INTERP_LINEAR,
+    Interpolation.bicubic: DALIInterpType.INTERP_CUBIC,
+}
 _NOTHING = as_ppm(1, 1, bytes(3))  # stands in for an image that cannot be read
 
 Encoded = npt.NDArray[np.uint8]
@@ -211,7 +216,7 @@ class DaliBackend(Backend):
         pipeline = _graph(
             px=self._view.px,
             device="mixed" if on_gpu else "cpu",
-            resize=self._resize_in_dali,
+            resizing=self._view.resizing if self._resize_in_dali else None,
             batch_size=self._max_batch_size,
             num_threads=self._num_threads,
             device_id=self._device.index or 0 if on_gpu else None,
@@ -222,11 +227,13 @@ class DaliBackend(Backend):
 
 
 @pipeline_def
-def _graph(px: int, device: str, resize: bool) -> Any:
+def _graph(px: int, device: str, resizing: Resizing | None) -> Any:
     data = fn.external_source(name="data", no_copy=True)  # `_Prepared` keeps the bytes
     start, shape = (fn.external_source(name=name) for name in ("start", "shape"))
-    images = fn.decoders.image_slice(data, start, shape, axes=[0, 1], device=device, output_type=DALIImageType.RGB)
-    if not resize:
+    images: Any = fn.decoders.image_slice(
+        data, start, shape, axes=[0, 1], device=device, output_type=DALIImageType.RGB, adjust_orientation=False
+    )
+    if resizing is None:
         return images
     roi_start, roi_end, mirrored = (fn.external_source(name=name) for name in ("roi_start", "roi_end", "mirrored"))
     squares: Any = fn.resize(
@@ -234,8 +241,8 @@ def _graph(px: int, device: str, resize: bool) -> Any:
         size=[px, px],
         roi_start=roi_start,
         roi_end=roi_end,
-        interp_type=DALIInterpType.INTERP_LINEAR,
-        antialias=True,
+        interp_type=_INTERPOLATIONS[resizing.interpolation],
+        antialias=resizing.antialias,
     )
     return fn.flip(squares, horizontal=mirrored)
 

@@ -27,18 +27,21 @@ from imgnet.data.view import View
 # photographs fit into memory.
 _CHUNK = 32
 _RGB = torchvision.io.ImageReadMode.RGB.value
+_TURN_BY_EXIF = False  # nor do the loaders that published results come from
 
 
 def decode(data: bytes) -> Tensor:
-    """An encoded image as uint8 ``[3, height, width]`` in RGB, turned as its EXIF data say.
+    """An encoded image as uint8 ``[3, height, width]`` in RGB, to the bit as torchvision's ImageFolder loads it.
 
-    The bytes tell the format, whatever the file is called.
+    So EXIF data turn nothing, and transparency is left out. Only of PNGs with 16 bits of grey the upper 8 are taken,
+    where Pillow cuts all values at 255. The bytes tell the format, whatever the file is called.
 
     Raises:
         ValueError, RuntimeError: the bytes are no complete JPEG, PNG, WebP or GIF image.
     """
     # The operator behind torchvision.io.decode_image, which since 0.29 warns at each call that torchcodec replaces it.
-    image: Tensor = torch.ops.image.decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB, True)
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    image: Tensor = torch.ops.image.decode_image(encoded, _RGB, _TURN_BY_EXIF)
     if image.ndim == 4:
         image = image[0]  # animated: the first frame
     if image.dtype == torch.uint16:

@@ -18,6 +18,7 @@ from imgnet.data.folder import FolderSource, Split
 from imgnet.data.shards import ShardSource
 from imgnet.data.source import Source
 from imgnet.data.staging import stage, staged_root
+from imgnet.data.view import EvalView, Resizing, TrainView, View
 from imgnet.runtime import Runtime
 
 _NO_EPOCH = 0
@@ -187,14 +188,7 @@ def _backend(
     """Who makes the batches of a split. A back end that decodes elsewhere is chosen here."""
     if config.kind is DataKind.synthetic:
         return _synthetic_backend(config, split, channels_last, worker)
-    # Imported here and below, because torchvision and DALI take seconds and synthetic images do without them.
-    from imgnet.data.view import EvalView, TrainView
-
-    if split == "train":
-        view = TrainView(config.train_px, seed, config.crop_scale, config.crop_ratio, config.flip_probability)
-    else:
-        view = EvalView(config.eval_px, config.eval_resize_px)
-    source = open_source(config, split)
+    view, source = _view(config, split, seed), open_source(config, split)
     finish = Finisher(
         source.labels,
         BadImages(config.on_bad_image, config.max_bad_images, split),
@@ -205,6 +199,7 @@ def _backend(
         dtype=dtype,
     )
     num_workers = max(0, worker.num_threads - 1) if config.num_workers is None else config.num_workers
+    # Imported here, because torchvision and DALI take seconds and synthetic images do without them.
     if chosen_backend(config) is DataBackend.dali:
         from imgnet.data.dali import DaliBackend
 
@@ -213,6 +208,21 @@ def _backend(
 
     on_gpu = worker.device.type == "cuda"
     return DecodingBackend(source, view, finish, num_workers=num_workers, pin_memory=on_gpu)
+
+
+def _view(config: DataConfig, split: Split, seed: int) -> View:
+    resizing = Resizing(config.interpolation, config.antialias)
+    if split == "val":
+        return EvalView(config.eval_px, config.eval_resize_px, config.eval_squash, resizing)
+    return TrainView(
+        config.train_px,
+        seed,
+        config.crop_scale,
+        config.crop_ratio,
+        config.flip_probability,
+        config.crop_attempts,
+        resizing,
+    )
 
 
 def open_source(config: DataConfig, split: Split) -> Source:

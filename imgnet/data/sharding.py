@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from PIL import Image
 
 from imgnet.config import ConfigError
 from imgnet.data.folder import SPLITS, FolderSource, Split, class_names
@@ -154,15 +155,13 @@ def _shrunk(data: bytes, max_size: int, quality: int, name: str) -> bytes:
     Raises:
         ConfigError: the image cannot be decoded.
     """
-    from PIL import Image, ImageOps
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about EXIF data that some of ImageNet's cameras wrote badly
             with Image.open(io.BytesIO(data)) as opened:
                 if min(opened.size) <= max_size:
                     return data
-                image = ImageOps.exif_transpose(opened).convert("RGB")
+                image = _rgb(opened)
     except (OSError, ValueError, SyntaxError) as error:
         raise ConfigError([f"cannot read the image {name}: {error}; see imgnet data verify"]) from None
     scale = max_size / min(image.size)
@@ -170,6 +169,13 @@ def _shrunk(data: bytes, max_size: int, quality: int, name: str) -> bytes:
     out = io.BytesIO()
     image.resize(size, Image.Resampling.LANCZOS).save(out, "JPEG", quality=quality)
     return out.getvalue()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """As :func:`imgnet.data.decode.decode` does it: not turned, and the upper 8 of 16 bits of grey."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _finish_split(folder: Path, split: Split) -> SplitRecord:

@@ -39,7 +39,7 @@ ROW = np.dtype(
         ("label", "<i8"),
         ("length", "<u4"),
         ("checksum", "<u4"),  # CRC-32 of the image's bytes
-        ("width", "<u2"),  # as it is shown, in pixels; 0 where the image is no ordinary JPEG
+        ("width", "<u2"),  # in pixels; 0 where the image is no ordinary JPEG
         ("height", "<u2"),
         ("shard", "<u4"),
     ]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imgnet.data.augment import center_boxes, crop_boxes, flips
+from imgnet.config import Interpolation
+from imgnet.data.augment import NUM_ATTEMPTS, center_boxes, center_corners, crop_boxes, flips, resized_sizes
 from imgnet.data.counter import Floats, Ints
 
 
@@ -26,10 +27,27 @@ class Cut:
     """Which squares are mirrored left to right: bool ``[n]``."""
 
 
+@dataclass(frozen=True)
+class Resizing:
+    """How a part of an image becomes larger or smaller: to the bit as in torchvision's ``v2.functional.resize``."""
+
+    interpolation: Interpolation = Interpolation.bilinear
+    antialias: bool = True
+
+    def __call__(self, image: Tensor, height: int, width: int) -> Tensor:
+        """uint8 ``[3, h, w]`` to uint8 ``[3, height, width]``."""
+        # Decoders give colours innermost. A packed copy of the crop in this layout is resized by torch's vector code in
+        # two thirds of the time, the copy included, that it takes on the crop itself.
+        packed = image[None].contiguous(memory_format=torch.channels_last)
+        mode = self.interpolation.value
+        return functional.interpolate(packed, size=(height, width), mode=mode, antialias=self.antialias)[0]
+
+
 class View(ABC):
     """How the images of a batch are cut to squares of ``px``."""
 
     px: int
+    resizing: Resizing
 
     @abstractmethod
     def cut(self, epoch: int, indices: Ints, widths: Sequence[int], heights: Sequence[int]) -> Cut:
@@ -56,46 +74,41 @@ class TrainView(View):
     scale: Sequence[float]
     ratio: Sequence[float]
     flip_probability: float
+    num_attempts: int = NUM_ATTEMPTS
+    resizing: Resizing = Resizing()
 
     def cut(self, epoch: int, indices: Ints, widths: Sequence[int], heights: Sequence[int]) -> Cut:
         """Resizing sees no pixel outside the crop."""
-        parts = crop_boxes(self.seed, epoch, indices, widths, heights, self.scale, self.ratio)
+        parts = crop_boxes(
+            self.seed, epoch, indices, widths, heights, self.scale, self.ratio, num_attempts=self.num_attempts
+        )
         boxes = parts.astype(np.float64)
         boxes[:, :2] = 0
         return Cut(parts, boxes, flips(self.seed, epoch, indices, self.flip_probability))
 
     def square(self, part: Tensor) -> Tensor:
         """All of the crop."""
-        return resize(part, self.px, self.px)
+        return self.resizing(part, self.px, self.px)
 
 
 @dataclass(frozen=True)
 class EvalView(View):
-    """The shorter side resized to ``resize_px``, the central ``px`` cut out."""
+    """The shorter side resized to ``resize_px``, or both, and the central ``px`` cut out."""
 
     px: int
     resize_px: int
+    squash: bool = False
+    resizing: Resizing = Resizing()
 
     def cut(self, epoch: int, indices: Ints, widths: Sequence[int], heights: Sequence[int]) -> Cut:
         """The same for every epoch and index. The whole image is decoded and resized, as for published results."""
         parts = np.zeros((len(indices), 4), dtype=np.int64)
         parts[:, 2], parts[:, 3] = widths, heights
-        boxes = center_boxes(widths, heights, self.resize_px, self.px)
+        boxes = center_boxes(parts[:, 2:], self.resize_px, self.px, squash=self.squash)
         return Cut(parts, boxes, np.zeros(len(indices), dtype=bool))
 
     def square(self, part: Tensor) -> Tensor:
         """To the pixel as torchvision's Resize and CenterCrop."""
-        height, width = part.shape[1:]
-        (box,) = center_boxes([width], [height], self.resize_px, self.px)
-        px = box[2:] / self.px  # source pixels in one pixel of the crop, for each axis
-        wide, high = np.rint([width, height] / px).astype(np.int64).tolist()
-        left, top = np.rint(box[:2] / px).astype(np.int64).tolist()
-        return resize(part, high, wide)[:, top : top + self.px, left : left + self.px]
-
-
-def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear with antialiasing, uint8 ``[3, h, w]`` to uint8 ``[3, height, width]``."""
-    # Decoders give colours innermost. A packed copy of the crop in this layout is resized by torch's vector code in
-    # two thirds of the time, the copy included, that it takes on the crop itself.
-    packed = image[None].contiguous(memory_format=torch.channels_last)
-    return functional.interpolate(packed, size=(height, width), mode="bilinear", antialias=True)[0]
+        size = resized_sizes([part.shape[:0:-1]], self.resize_px, squash=self.squash)
+        ((wide, high),), ((left, top),) = size.tolist(), center_corners(size, self.px).tolist()
+        return self.resizing(part, high, wide)[:, top : top + self.px, left : left + self.px]

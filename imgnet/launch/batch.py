@@ -4,6 +4,7 @@ The script is our own, and not submitit's, which would run a pickled function an
 look at the first task's result only, and hide the command from whoever reads the script.
 """
 
+import os
 import re
 import shlex
 import sys
@@ -63,6 +64,8 @@ def arrays_of(runs: Sequence[QueuedRun], code: Path, working_dir: Path) -> list[
 def batch_script(array: JobArray) -> str:
     """The whole script. It hands over to :mod:`imgnet.launch.job`, which starts one task on each node with ``srun``."""
     lines = ["#!/bin/bash", *(f"#SBATCH {_option(*item)}" for item in _options(array).items()), "", "set -e"]
+    # Where its --chdir is gone, Slurm starts a job in /tmp.
+    lines += [f"cd -- {shlex.quote(str(array.working_dir))}"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in array.cluster.env.items()]
     lines += array.cluster.setup
     lines += [
@@ -154,7 +157,30 @@ def problems(cluster: SlurmConfig) -> list[str]:
     found += [f"cluster.sbatch.{name} is set by this package; remove it" for name in cluster.sbatch if name in OURS]
     words = {name: value for name, value in vars(cluster).items() if isinstance(value, str)}
     words |= {f"sbatch.{name}": value for name, value in cluster.sbatch.items()}
-    return found + [f"cluster.{name}={value!r}: must be one line" for name, value in words.items() if "\n" in value]
+    return found + [f"cluster.{name}={value!r}: {why}" for name, value in words.items() if (why := _unreadable(value))]
+
+
+def problems_of_folders(runs: Sequence[QueuedRun], working_dir: Path) -> list[str]:
+    """Why Slurm, or Python in its jobs, would take the folders of these runs for others."""
+    folders = sorted({run.run_dir.parent for run in runs})
+    # What lies in the working directory shares its faults.
+    told = {working_dir: str(working_dir)} | {one: str(one).removeprefix(f"{working_dir}{os.sep}") for one in folders}
+    found = [f"'{folder}': {why}" for folder, text in told.items() if (why := _unreadable(text))]
+    # The code of a job lies in the folder of its sweep.
+    unimportable = [folder for folder in folders if os.pathsep in str(folder)]
+    return found + [f"'{folder}': no job imports its code from a path with {os.pathsep!r}" for folder in unimportable]
+
+
+def _unreadable(value: str) -> str:
+    if "\n" in value:
+        return "must be one line"
+    if "\\" in value:
+        return "must be without a backslash, which Slurm reads in its own way"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "must be UTF-8"
+    return ""
 
 
 def _not_like(pattern: str, names: Iterable[str]) -> list[str]:

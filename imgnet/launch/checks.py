@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from imgnet import published
 from imgnet.checkpoint.manifest import DamagedError, checkpoints_at, differences, read_manifest
 from imgnet.config import (
     AccumAdamConfig,
@@ -52,6 +53,7 @@ def check(config: RunConfig, placement: Placement | None = None) -> Layout:
         _model(config)
         + _checkpoint(config)
         + data_checks.problems(config.data)
+        + published.problems(config)
         + _optimizer(config.optimizer, config.epochs)
     )
     if problems:

@@ -57,4 +57,10 @@ def _first(override: Override) -> str:
     is_glob = override.value_type is ValueType.GLOB_CHOICE_SWEEP  # only Hydra knows what there is to match
     if override.is_hydra_override() or is_glob or not override.is_discrete_sweep():
         return line
-    return f"{line.partition('=')[0]}={next(override.sweep_string_iterator())}"
+    first = next(override.sweep_string_iterator(), None)
+    return line if first is None else f"{line.partition('=')[0]}={first}"
+
+
+def names_nothing(override: Override) -> bool:
+    """Whether it is a sweep over no value at all: ``range(3,3)``, or a ``glob`` that matches nothing."""
+    return override.is_discrete_sweep() and next(override.sweep_string_iterator(), None) is None

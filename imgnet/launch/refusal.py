@@ -5,15 +5,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from difflib import get_close_matches
+from pathlib import Path
 
+from hydra import conf as hydra_schemas
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from imgnet import config as schemas
-from imgnet.config import ConfigError, RunConfig
+from imgnet.config import GROUP_SCHEMAS, STUDIES, ConfigError, RunConfig
+from imgnet.launch.local import RunFailed
+from imgnet.refuse import refuse_without_directory
 from imgnet.runtime import leave_errors_to_us, shows_full_errors
+from imgnet.suggest import did_you_mean, nearest, unknown_key
 
+FAILED = 1
 REFUSED = 2
 INTERRUPTED = 130
 
@@ -27,6 +32,7 @@ def one_line_errors() -> Iterator[None]:
     if shows_full_errors():
         yield
         return
+    refuse_without_directory()
     leave_errors_to_us()
     try:
         yield
@@ -34,6 +40,13 @@ def one_line_errors() -> Iterator[None]:
         _refuse(error.problems)
     except (HydraException, OmegaConfBaseException) as error:
         _refuse([explain(error)])
+    except ValueError as error:
+        if not re.match(_NO_WORD, str(error)):
+            raise
+        _refuse([explain(error)])
+    except RunFailed as failure:
+        sys.stderr.write(f"{failure}\n")
+        sys.exit(FAILED)
     except KeyboardInterrupt as interruption:
         sys.stderr.write(f"{interruption or 'interrupted'}\n")
         sys.exit(INTERRUPTED)
@@ -54,7 +67,7 @@ def explain(error: Exception) -> str:
             return say(found)
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: write key=value, and quote values with spaces or brackets"
-    return " ".join(text.split())
+    return " ".join(_SEARCH_PATH.sub("", text).split())
 
 
 def _whole_text(error: BaseException | None) -> str:
@@ -65,25 +78,47 @@ def _whole_text(error: BaseException | None) -> str:
     return "\n".join(map(str, chain))
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """`` did you mean 'x'?`` or the known names, for the end of a line that refuses ``name``."""
-    close = get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
-
-
 def _unknown_key(found: re.Match[str]) -> str:
     key = found["key"]
-    schema = getattr(schemas, found["schema"], RunConfig)
-    parent, _, name = key.rpartition(".")
-    known = [entry.name for entry in fields(schema)]
-    close = nearest(name, known)
-    return f"unknown key {key!r}; {f'in {parent}, ' if parent else ''}{close}"
+    if "/" in key:
+        return f"there is no group {key!r}; {nearest(key, (*GROUP_SCHEMAS, STUDIES, *_GROUPS_OF_HYDRA))}"
+    if key.startswith(("hydra.launcher.", "hydra.sweeper.")):
+        return f"{unknown_key(key, ())}; cluster.<key> says how a run is started"
+    return unknown_key(key, _keys(found["schema"]))
+
+
+def _keys(schema: str) -> list[str]:
+    """The keys of a schema, of this package's or of Hydra's own; a study is chosen beside those of a run."""
+    known = getattr(schemas, schema, None) or getattr(hydra_schemas, schema, None)
+    return [entry.name for entry in fields(known)] + [STUDIES] * (known is RunConfig) if known else []
 
 
 def _unknown_option(found: re.Match[str]) -> str:
-    group, _, option = found["path"].rpartition("/")
-    known = [line.strip() for line in found["known"].splitlines() if line.strip()]
-    return f"{group}={option}: there is no such {group}; {nearest(option, known)}"
+    group, option = found["group"], found["path"].removeprefix(f"{found['group']}/")
+    known = sorted({line.strip() for line in found["known"].splitlines() if line.strip()} | _nested(group, found))
+    close = did_you_mean(option, known)
+    said = f"{group}={option}: there is no such {group.removesuffix('s')}; "
+    return f"{said}{close + ' ' if close else ''}known: {', '.join(known)}"
+
+
+def _nested(group: str, found: re.Match[str]) -> set[str]:
+    """Options in folders of a group, which Hydra does not list: ``digits_topologies/study``."""
+    folders = [Path(path, group) for path in re.findall(r"provider=main, path=file://(.+)", found.string)]
+    return {str(file.relative_to(one).with_suffix("")) for one in folders for file in one.rglob("*.yaml")}
+
+
+def _twice(found: re.Match[str]) -> str:
+    group = found["group"]
+    return f"{group} is chosen twice; choose it once{', without a +' if group in GROUP_SCHEMAS else ''}"
+
+
+def _no_word(_: re.Match[str]) -> str:
+    typed = [word for word in sys.argv[1:] if word.lstrip("+").partition("=")[0] in (*GROUP_SCHEMAS, STUDIES)]
+    return f"{' '.join(typed)}: an option is a word; one that reads as a number needs quotes, as in cluster=\\'4\\'"
+
+
+def _not_added(found: re.Match[str]) -> str:
+    return f"{found['line'][1:]}: no run has one by itself; write {found['line']}"
 
 
 def _wrong_type(found: re.Match[str]) -> str:
@@ -100,11 +135,19 @@ def _wrong_choice(found: re.Match[str]) -> str:
     return f"{found['key']}={found['value']}: no such choice; {nearest(found['value'], known)}"
 
 
+_GROUPS_OF_HYDRA = ("hydra/launcher", "hydra/sweeper", "hydra/help")
 _KINDS = {"integer": "a whole number", "float": "a number", "boolean": "true or false", "bool": "true or false"}
 
 # Hydra and OmegaConf word these; the tests hold every line, so that a new wording shows.
+_NO_WORD = r"Config group override must be a string or a list"
+_SEARCH_PATH = re.compile(r"\s*(Config s|S)earch path:(\s+provider=[^\n]*)*")
 _EXPLANATIONS = (
-    (r"Could not find '(?P<path>[^'\n]+/[^'\n/]+)'\s+Available options in '[^']+':\n(?P<known>.*)", _unknown_option),
+    (
+        r"Could not find '(?P<path>[^'\n]+)'\s+Available options in '(?P<group>[^']+)':\n(?P<known>(\t[^\n]*\n?)*)",
+        _unknown_option,
+    ),
+    (r"Multiple values for (?P<group>\S+)\. To override", _twice),
+    (r"No match in the defaults list\.\s+To append to your default list use (?P<line>\+[^\n]*)", _not_added),
     (
         r"Invalid value '(?P<value>[^']*)', expected one of \[(?P<known>[^\]]*)\]\s+full_key: (?P<key>\S+)",
         _wrong_choice,
@@ -114,6 +157,7 @@ _EXPLANATIONS = (
         r"full_key: (?P<key>\S+)",
         _wrong_type,
     ),
+    (_NO_WORD, _no_word),
     (r"is not a ListConfig, list or tuple.*?full_key: (?P<key>\S+)", _no_list),
     (
         r"Key '[^']*' (?:is not in struct|not in '[^']*')\s+full_key: (?P<key>\S+)\s+(?:reference_type=\S+\s+)?"

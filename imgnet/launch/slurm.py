@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from imgnet.runtime import environment_for_sbatch
 PATIENCE_S = 120
 """How long a busy controller may take to answer."""
 NO_SBATCH = "there is no sbatch on the path; type the command on a machine of the cluster, or use cluster=local"
+NO_ANSWER = 124
+"""Exit status that stands for a controller that hangs or is away; ``timeout`` has it too."""
+_WORDS_OF_SILENCE = ("timed out", "unable to contact slurm controller", "connection refused", "connect failure")
 ALIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "REQUEUED", "RESIZING", "SIGNALING")
 _HINTS = (
     ("partition", "cluster.partition"),
@@ -52,6 +56,8 @@ def refusal(script: str, cluster: SlurmConfig) -> list[str]:
     done = _run(["sbatch", "--test-only"], stdin=script)
     if done.returncode == 0:
         return []
+    if done.returncode == NO_ANSWER:
+        return [f"cluster={cluster.name}: {done.stderr}"]
     words = "; ".join(
         line.removeprefix("sbatch: ").removeprefix("error: ").removeprefix("allocation failure: ")
         for line in done.stderr.splitlines()
@@ -78,9 +84,11 @@ def submit(script: Path) -> str:
         The job's id.
 
     Raises:
-        ConfigError: Slurm did not take it.
+        ConfigError: Slurm did not take it, or did not say so.
     """
     done = _run(["sbatch", "--parsable", str(script)])
+    if done.returncode == NO_ANSWER:
+        raise ConfigError([f"{done.stderr}; whether it took {script} is not known: see `squeue --me`"])
     if done.returncode != 0:
         raise ConfigError([f"sbatch refused {script}: {' '.join(done.stderr.split())}"])
     return done.stdout.strip().split(";")[0]
@@ -134,8 +142,9 @@ def _accounted(job_ids: Sequence[str]) -> dict[str, JobState]:
 
 def _run(command: list[str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command of Slurm's; one that is missing or does not answer counts as failed, with that as its words."""
+    start = time.monotonic()
     try:
-        return subprocess.run(
+        done = subprocess.run(
             command,
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
@@ -148,4 +157,13 @@ def _run(command: list[str], stdin: str | None = None) -> subprocess.CompletedPr
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"there is no {command[0]} on the path")
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", f"Slurm did not answer {command[0]} in {PATIENCE_S} s")
+        return _unanswered(command, PATIENCE_S)
+    words = " ".join(done.stderr.split())
+    if done.returncode and any(silence in words.lower() for silence in _WORDS_OF_SILENCE):
+        return _unanswered(command, time.monotonic() - start, f" ({words})")
+    return done
+
+
+def _unanswered(command: list[str], seconds: float, words: str = "") -> subprocess.CompletedProcess[str]:
+    said = f"Slurm did not answer {command[0]} in {seconds:.0f} s{words}"
+    return subprocess.CompletedProcess(command, NO_ANSWER, "", said)

@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from imgnet import rundir
 from imgnet.config import ConfigError, SlurmConfig, plain
 from imgnet.launch import slurm
-from imgnet.launch.batch import JobArray, QueuedRun, arrays_of, batch_script, ranges
+from imgnet.launch.batch import JobArray, QueuedRun, arrays_of, batch_script, problems_of_folders, ranges
 from imgnet.launch.repeats import identity
 from imgnet.launch.snapshot import take_snapshot
-from imgnet.results.table import display_path
+from imgnet.results.table import display_path, typed_path
 
 MEMORY = "sweep.json"
 """In a sweep's folder: ``working_dir``, and by number ``overrides`` and ``config`` of every run submitted into it."""
@@ -36,6 +36,7 @@ def refuse_what_slurm_would(runs: Sequence[QueuedRun]) -> None:
     if not slurm.is_here():
         names = dict.fromkeys(run.config.cluster.name for run in runs)
         raise ConfigError([f"cluster={name}: {slurm.NO_SBATCH}" for name in names])
+    _refuse_folders(runs)
     problems = []
     for array in _planned(runs):
         problems += slurm.refusal(batch_script(array), array.cluster)
@@ -44,7 +45,12 @@ def refuse_what_slurm_would(runs: Sequence[QueuedRun]) -> None:
 
 
 def show_plan(runs: Sequence[QueuedRun]) -> None:
-    """Print what would be queued: the script of each array, and the configuration of each run."""
+    """Print what would be queued: the script of each array, and the configuration of each run.
+
+    Raises:
+        ConfigError: Slurm would read the script otherwise than it is meant.
+    """
+    _refuse_folders(runs)
     for array in _planned(runs):
         sys.stdout.write(f"# batch script of {_runs(array)}, cluster={array.cluster.name}\n{batch_script(array)}\n")
     for run in runs:
@@ -82,10 +88,15 @@ def submit(runs: Sequence[QueuedRun], folder: Path, *, code: Path) -> None:
 
 def _show_what_next(runs: Sequence[QueuedRun]) -> None:
     """Print where the runs are, and how to follow them."""
-    folder = display_path(runs[0].run_dir.parent)
-    first = display_path(runs[0].run_dir)
-    where = first if len(runs) == 1 else f"{folder}/<{ranges(run.number for run in runs)}>"
-    print(f"results: {where}\nfollow:  imgnet status {folder}\n         imgnet logs {first} -f", flush=True)
+    folder, first = runs[0].run_dir.parent, runs[0].run_dir
+    numbers = f"/<{ranges(run.number for run in runs)}>"
+    print(f"results: {display_path(first) if len(runs) == 1 else display_path(folder) + numbers}")
+    print(f"follow:  imgnet status {typed_path(folder)}\n         imgnet logs {typed_path(first)} -f", flush=True)
+
+
+def _refuse_folders(runs: Sequence[QueuedRun]) -> None:
+    if problems := problems_of_folders(runs, Path.cwd()):
+        raise ConfigError([" ".join(problem.splitlines()) for problem in problems])
 
 
 def _planned(runs: Sequence[QueuedRun]) -> list[JobArray]:

@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -18,6 +19,7 @@ from imgnet.launch.local import RunFailed
 from imgnet.launch.repeats import made_before, to_be_continued
 from imgnet.launch.submit import is_dry, refuse_what_slurm_would, show_plan, submit
 from imgnet.launch.wait import wait_for, waits
+from imgnet.published import PREPROCESSING
 from imgnet.results.table import show_comparison
 from imgnet.runtime import placement_from_environment
 
@@ -115,6 +117,7 @@ def _check_all(composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]
     configs = []
     for config, typed in zip(composed, overrides, strict=True):
         try:
+            _keep_what_was_typed(config, typed)
             configs.append(parse(config))
             check(configs[-1], placement)
         except ConfigError as error:
@@ -123,6 +126,16 @@ def _check_all(composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]
     if refused:
         raise ConfigError([problem + _where(runs, len(composed)) for problem, runs in refused.items()])
     return configs
+
+
+def _keep_what_was_typed(config: DictConfig, typed: Sequence[str]) -> None:
+    """Note which keys a run's weights must leave alone. A run without weights is the same however it was typed."""
+    if not (OmegaConf.select(config, "model.pretrained") or OmegaConf.select(config, "model.weights")):
+        return
+    parser = OverridesParser.create()
+    keys = {parser.parse_override(word).key_or_group.removeprefix("data.") for word in typed if "data." in word}
+    kept = {*(OmegaConf.select(config, "data.keep") or []), *keys.intersection(PREPROCESSING)}
+    OmegaConf.update(config, "data.keep", sorted(kept), force_add=True)
 
 
 def _where(runs: Sequence[str], num_runs: int) -> str:

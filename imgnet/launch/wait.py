@@ -13,7 +13,7 @@ from imgnet.config import RunConfig, SlurmConfig
 from imgnet.launch.local import RunFailed
 from imgnet.launch.observe import Observed, observe
 from imgnet.launch.status import describe, status_table
-from imgnet.results.table import display_path
+from imgnet.results.table import typed_path
 from imgnet.rundir import read_json
 
 POLL_S = 5.0
@@ -34,7 +34,7 @@ def wait_for(results: Sequence[JobReturn]) -> None:
     try:
         ended = _watch(list(by_dir))
     except KeyboardInterrupt:
-        folders = " ".join(sorted({display_path(path.parent) for path in by_dir}))
+        folders = " ".join(sorted({typed_path(path.parent) for path in by_dir}))
         sys.stderr.write(f"the jobs go on: imgnet status {folders}; imgnet cancel {folders} ends them\n")
         raise
     for one in ended:

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.averaging import float_buffers, standing_in
-from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
+from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.runtime import Runtime
 
 
@@ -66,10 +66,9 @@ class AllReduce(Strategy):
         self._scaler = scaler
         self._must_rehearse = False
 
-    def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-        """See :meth:`Strategy.step`."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+    def step(self, images: Tensor, targets: Tensor, lr: float, step: int) -> Tensor:
+        """See :meth:`Strategy.step`. All steps are alike."""
+        set_learning_rate([self._optimizer], lr)
         if self._must_rehearse:
             self._rehearse(images, targets)
         loss = self._accumulate_gradients(images, targets)
@@ -108,7 +107,7 @@ class AllReduce(Strategy):
         return total
 
     @contextmanager
-    def averaged(self) -> Iterator[Average]:
+    def averaged(self, num_steps: int) -> Iterator[Average]:
         """See :meth:`Strategy.averaged`. Parameters are equal already; batch norm's statistics are not."""
         with standing_in(float_buffers(self._module)):
             yield Average(self._module, consensus_distance=0.0, neighbour_distance=0.0)
@@ -117,7 +116,7 @@ class AllReduce(Strategy):
         """See :meth:`Strategy.state`."""
         return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], num_steps: int) -> None:
         """See :meth:`Strategy.restore`."""
         restore_optimizer(self._optimizer, state["optimizer"])
         self._scaler.restore(state["scaler"])

@@ -1,12 +1,15 @@
 """``decent-dp`` as published, behind the same interface: the reference that our engine is compared with.
 
 What it cannot do is refused before the start (``imgnet.launch.checks``). What is mended here, without touching it:
-the rounds of a topology come from :mod:`imgnet.parallel.topology` and are carried out in order, and buffers are
-averaged for evaluation and handed back.
+the rounds of a topology come from :mod:`imgnet.parallel.topology` and are carried out in order, each update has the
+learning rate of its own step, and buffers are averaged for evaluation and handed back.
+
+Its schedulers advance right after an update, in the backward pass, when the rate of the next step is not known yet.
+So it is given none, and the rate is set on its optimizers between a forward and a backward pass.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -16,12 +19,12 @@ from decent_dp.topo import Edge, TopologyReg
 from decent_dp.topo import Topology as DecentDpTopology
 from loguru import logger
 from torch import Tensor
-from torch.nn import Module
-from torch.optim.lr_scheduler import LRScheduler
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
 
 from imgnet.parallel.averaging import float_buffers, neighbour_distance, standing_in
 from imgnet.parallel.collectives import broadcast_from_first
-from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
+from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import GroupRound, Topology
 from imgnet.runtime import Runtime
 
@@ -58,34 +61,43 @@ class DecentDp(Strategy):
         logger.add(sys.stderr, level="WARNING")
         self._module = module
         self._objective = objective
+        self._make_optimizer = make_optimizer
         self._num_accumulation_steps = num_accumulation_steps
         self._topology = topology
         self._rank = runtime.rank
-        self._rates: list[float] = []
+        self._optimizers: list[Optimizer] = []
+        self._lr_of_last_step = 0.0
         broadcast_from_first(list(module.buffers()))
         self._parallel = DecentralizedDataParallel(
             module,
-            optim_fn=make_optimizer,  # type: ignore[arg-type]
-            lr_scheduler_fn=lambda optimizer: _RateOfStep(optimizer, self._rates),
+            optim_fn=self._optimizer_of_bucket,  # type: ignore[arg-type]
             topology=_register(topology),
             bucket_size_in_mb=bucket_mb,
             _local_world_size=runtime.local_world_size,
         )
 
-    def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-        """See :meth:`Strategy.step`."""
-        self._rates.append(lr)
+    def _optimizer_of_bucket(self, named_parameters: Iterable[tuple[str, Parameter]]) -> Optimizer:
+        """Called in the second step's forward pass, which then makes the update of the first step."""
+        optimizer = self._make_optimizer(named_parameters)
+        set_learning_rate([optimizer], self._lr_of_last_step)
+        self._optimizers.append(optimizer)
+        return optimizer
+
+    def step(self, images: Tensor, targets: Tensor, lr: float, step: int) -> Tensor:
+        """See :meth:`Strategy.step`. The package counts steps itself, from its first one on; it never resumes."""
         passes = self._num_accumulation_steps
         total = torch.zeros((), device=images.device)
         for number, (some, labels) in enumerate(zip(images.chunk(passes), targets.chunk(passes), strict=True), start=1):
             self._parallel.set_accumulate_grad(number < passes)
             loss = self._objective(self._parallel, some, labels) / passes
+            set_learning_rate(self._optimizers, lr)  # the backward pass makes the update
             loss.backward()
             total += loss.detach()
+        self._lr_of_last_step = lr
         return total
 
     @contextmanager
-    def averaged(self) -> Iterator[Average]:
+    def averaged(self, num_steps: int) -> Iterator[Average]:
         """See :meth:`Strategy.averaged`."""
         parameters = [parameter.data for parameter in self._module.parameters()]
         together = torch.cat([parameter.reshape(-1) for parameter in parameters])
@@ -96,26 +108,13 @@ class DecentDp(Strategy):
     def state(self) -> None:
         """None: the package has no state that could be saved and put back."""
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], num_steps: int) -> None:
         """Never called, for want of a state."""
-        raise AssertionError(f"decent-dp cannot go on from {sorted(state)}")
+        raise AssertionError(f"decent-dp cannot go on from {sorted(state)} after {num_steps} steps")
 
     def communication_wait_s(self) -> float:
         """0: the package does not say how long it waits."""
         return 0.0
-
-
-class _RateOfStep(LRScheduler):
-    """The learning rates that the training loop named, in the order of the updates, which lag by one at the start."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, rates: list[float]) -> None:
-        self._named = rates
-        super().__init__(optimizer)
-
-    def get_lr(self) -> list[float | Tensor]:
-        """The rate of the update that comes next."""
-        rate = self._named[min(self.last_epoch, len(self._named) - 1)]
-        return [rate for _ in self.optimizer.param_groups]
 
 
 def _register(topology: Topology) -> str:

@@ -26,7 +26,7 @@ from imgnet.parallel.averaging import float_buffers, neighbour_distance, standin
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.flat import NamedParameter, flatten, split_into_buckets
 from imgnet.parallel.mixing import Averaging, Mixer
-from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy
+from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import Schedule
 from imgnet.runtime import Runtime
 
@@ -90,7 +90,7 @@ class Decentralized(Strategy):
         self._schedule = schedule
         self._rank = runtime.rank
         self._mixer = Mixer(schedule, [bucket.block for bucket in self._buckets], runtime.rank, wire_dtype)
-        self._num_steps = 0
+        self._step = 0
         self._next = 0
         self._last_pass = False
         self._update_in_backward = max_grad_norm is None and not scaler.enabled
@@ -98,19 +98,17 @@ class Decentralized(Strategy):
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._gradient_arrived(index))
 
-    def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    def step(self, images: Tensor, targets: Tensor, lr: float, step: int) -> Tensor:
         """See :meth:`Strategy.step`."""
+        set_learning_rate((bucket.optimizer for bucket in self._buckets), lr)
         for bucket in self._buckets:
             bucket.num_missing = len(bucket.parameters)
-            for group in bucket.optimizer.param_groups:
-                group["lr"] = lr
-        self._next = 0
+        self._step, self._next = step, 0
         loss = self._accumulate_gradients(images, targets)
         if not self._update_in_backward:
             self._make_gradients_ready()
         self._update_buckets(len(self._buckets))  # those with a parameter that had no gradient are left
         self._scaler.update()
-        self._num_steps += 1
         return loss
 
     def _accumulate_gradients(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -145,7 +143,7 @@ class Decentralized(Strategy):
         averaging.finish()
         self._scaler.step(bucket.optimizer)
         bucket.optimizer.zero_grad()
-        averaging.start(self._num_steps)
+        averaging.start(self._step)
 
     def _make_gradients_ready(self) -> None:
         # In the order of the model, so that the norm rounds as it does in plain training.
@@ -156,12 +154,12 @@ class Decentralized(Strategy):
             clip_grads_with_norm_(parameters, self._max_grad_norm, get_total_norm(gradients))
 
     @contextmanager
-    def averaged(self) -> Iterator[Average]:
+    def averaged(self, num_steps: int) -> Iterator[Average]:
         """See :meth:`Strategy.averaged`. Averages under way arrive first, and are taken in at the next step."""
         for averaging in self._mixer.averagings:
             averaging.settle()
         blocks = [bucket.block for bucket in self._buckets]
-        rounds = self._schedule.next_rounds(max(self._num_steps - 1, 0), NUM_MEASURED_ROUNDS)
+        rounds = self._schedule.next_rounds(max(num_steps - 1, 0), NUM_MEASURED_ROUNDS)
         between_neighbours = neighbour_distance(blocks, rounds, self._rank)
         with standing_in(float_buffers(self._module)), standing_in(blocks) as from_average:
             yield Average(self._module, from_average, between_neighbours)
@@ -169,20 +167,18 @@ class Decentralized(Strategy):
     def state(self) -> dict[str, Any]:
         """See :meth:`Strategy.state`. Averages that are under way are left out: they follow from the parameters."""
         return {
-            "num_steps": self._num_steps,
             "optimizers": [bucket.optimizer.state_dict() for bucket in self._buckets],
             "scaler": self._scaler.state(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], num_steps: int) -> None:
         """See :meth:`Strategy.restore`. Starts the averages anew that were under way; the same numbers come of it."""
-        self._num_steps = state["num_steps"]
         self._scaler.restore(state["scaler"])
         for bucket, optimizer_state in zip(self._buckets, state["optimizers"], strict=True):
             restore_optimizer(bucket.optimizer, optimizer_state)
-        if self._num_steps > 0:
+        if num_steps > 0:
             for averaging in self._mixer.averagings:
-                averaging.start(self._num_steps - 1)
+                averaging.start(num_steps - 1)
 
     def communication_wait_s(self) -> float:
         """See :meth:`Strategy.communication_wait_s`."""

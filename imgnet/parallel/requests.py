@@ -43,7 +43,8 @@ class Requests:
         self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
         self._is_first = rank == 0
         self._last_save = time.monotonic()
-        self._started, self._started_at_step = time.monotonic(), 0
+        self._started: tuple[float, int] | None = None
+        """When the last exchange was started, and after which step; a run that resumes begins with any step."""
         self._message = torch.zeros(3)
         self._work: dist.Work | None = None
         self._due = 1
@@ -65,12 +66,19 @@ class Requests:
 
     def _start(self, step: int) -> None:
         now = time.monotonic()
-        steps_per_s = (step - self._started_at_step) / max(now - self._started, 1e-9)
-        self._started, self._started_at_step = now, step
+        steps_per_s = self._steps_per_s(now, step)
+        self._started = now, step
         wants_save = self._is_first and self._save_every_s is not None and now - self._last_save >= self._save_every_s
         self._message[0], self._message[1] = float(wants_save), float(self._stop.is_set())
         self._message[2] = max(1.0, steps_per_s * PERIOD_S)
         self._work = dist.all_reduce(self._message, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def _steps_per_s(self, now: float, step: int) -> float:
+        """Since the last exchange; 0 where there was none."""
+        if self._started is None:
+            return 0.0
+        then, step_then = self._started
+        return (step - step_then) / max(now - then, 1e-9)
 
     def _read(self) -> tuple[Decision, int]:
         """What the last exchange brought, and in how many steps the next one is read."""

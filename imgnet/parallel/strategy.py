@@ -16,27 +16,40 @@ OptimizerFactory = Callable[[Iterable[tuple[str, Parameter]]], Optimizer]
 """Named parameters to their optimizer; called once, or once for each bucket of parameters."""
 
 
+def set_learning_rate(optimizers: Iterable[Optimizer], lr: float) -> None:
+    """Give the next update of all parameters this rate."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = lr
+
+
 class Strategy(ABC):
-    """One way to train with many workers. Every method is collective."""
+    """One way to train with many workers. Every method is collective.
+
+    It counts no steps of its own: whoever calls it knows which one it is, and says so.
+    """
 
     @abstractmethod
-    def step(self, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    def step(self, images: Tensor, targets: Tensor, lr: float, step: int) -> Tensor:
         """Forward, backward and update on this worker's share of the global batch.
 
         Args:
             images: float32 ``[n, 3, height, width]``, ``n`` divisible by the number of accumulation steps.
             targets: int64 ``[n]``.
             lr: learning rate of this step.
+            step: the number of this step in the run, from 0, the same on all workers.
 
         Returns:
             The mean loss, a scalar on the device without a gradient. Nothing waits for it.
         """
 
     @abstractmethod
-    def averaged(self) -> AbstractContextManager["Average"]:
+    def averaged(self, num_steps: int) -> AbstractContextManager["Average"]:
         """Put the average over all workers in the place of this worker's model, and take it back at the end.
 
         Inside, parameters and float buffers are those of the average; after it they are bit for bit as before.
+
+        Args:
+            num_steps: steps of the run that were made.
         """
 
     @abstractmethod
@@ -47,8 +60,11 @@ class Strategy(ABC):
         """
 
     @abstractmethod
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on as if the steps that led to ``state`` had just been made here; the model is restored already."""
+    def restore(self, state: dict[str, Any], num_steps: int) -> None:
+        """Go on as if the ``num_steps`` steps that led to ``state`` had just been made here.
+
+        The model is restored already.
+        """
 
     @abstractmethod
     def communication_wait_s(self) -> float:

@@ -1,5 +1,6 @@
 """Tables in the terminal: one run, or several side by side."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,9 @@ def show_run(run_dir: Path, console: Console | None = None) -> None:
         _number(summary, "images_per_s", ",.0f"),
     )
     console.print(table)
-    shown = display_path(run_dir)
-    console.print(f"results: {shown}", highlight=False, soft_wrap=True)
+    console.print(f"results: {display_path(run_dir)}", markup=False, highlight=False, soft_wrap=True)
     if (run_dir / "checkpoints" / "final.safetensors").is_file():
-        console.print(f"next:    imgnet plot {shown}", highlight=False, soft_wrap=True)
+        console.print(f"next:    imgnet plot {typed_path(run_dir)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_comparison(run_dirs: Sequence[Path], console: Console | None = None) -> None:
@@ -54,8 +54,8 @@ def show_comparison(run_dirs: Sequence[Path], console: Console | None = None) ->
         )
     console.print(table)
     folders = sorted({path.parent for path in run_dirs})
-    shown = " ".join(display_path(path) for path in (folders if len(folders) == 1 else run_dirs))
-    console.print(f"next: imgnet plot {shown}", highlight=False, soft_wrap=True)
+    shown = " ".join(typed_path(path) for path in (folders if len(folders) == 1 else run_dirs))
+    console.print(f"next: imgnet plot {shown}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _console() -> Console:
@@ -73,9 +73,14 @@ def distinct_names(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def display_path(path: Path) -> str:
-    """A path as the user would type it from here."""
+    """A path as it is seen from here."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def typed_path(path: Path) -> str:
+    """The same as one word of a command that is to be typed."""
+    return shlex.quote(display_path(path))
 
 
 def _number(values: dict[str, Any], key: str, form: str) -> str:

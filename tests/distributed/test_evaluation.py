@@ -35,11 +35,11 @@ def train_then_evaluate(runtime: Runtime) -> tuple[Scores, float, bool, bool, bo
         num_accumulation_steps=1, max_grad_norm=None, scaler=LossScaler(runtime.device, enabled=False), bucket_mb=1,
     )  # fmt: skip
     loader = build_train_loader(synthetic(), seed=3, global_batch_size=24, channels_last=True, worker=runtime)
-    for batch in loader.batches(epoch=0):
-        strategy.step(batch.images, batch.targets, 1e-2)
+    for step, batch in enumerate(loader.batches(epoch=0)):
+        strategy.step(batch.images, batch.targets, 1e-2, step)
     before = state_of(model)
     was_training = model.training
-    with strategy.averaged() as average:
+    with strategy.averaged(loader.steps_per_epoch) as average:
         changed = any(not torch.equal(old, new) for old, new in zip(before, state_of(model), strict=True))
         val = build_eval_loader(synthetic(num_val=NUM_IMAGES), local_batch_size=50, channels_last=True, worker=runtime)
         scores = evaluate(average.module, val, runtime.device, Precision.fp32)

@@ -74,8 +74,8 @@ def mix(runtime: Runtime, per_node: int, wire: WireDtype, steps: int | None = No
     for schedule in schedules(runtime.world_size, per_node):
         strategy, module = frozen_strategy(runtime, schedule, wire)
         rows = []
-        for _ in range(steps or num_steps(schedule)):
-            strategy.step(torch.ones(1, 7), torch.zeros(1), lr=0.0)
+        for step in range(steps or num_steps(schedule)):
+            strategy.step(torch.ones(1, 7), torch.zeros(1), lr=0.0, step=step)
             rows.append(parameters_of(module))
         results.append(torch.stack(rows))
     return results
@@ -131,8 +131,8 @@ def agree(runtime: Runtime, wire: WireDtype) -> list[torch.Tensor]:
     for name in AGREEING:
         schedule = Schedule.constant(build_topology(name, runtime.world_size, 2))
         strategy, module = frozen_strategy(runtime, schedule, wire)
-        for _ in range(60):
-            strategy.step(torch.ones(1, 7), torch.zeros(1), lr=0.0)
+        for step in range(60):
+            strategy.step(torch.ones(1, 7), torch.zeros(1), lr=0.0, step=step)
         results.append(parameters_of(module))
     return results
 
@@ -158,8 +158,8 @@ def count_messages(runtime: Runtime, name: str, options: dict) -> tuple[int, int
     torch.distributed.batch_isend_irecv = lambda messages: sent.append(messages) or batch(messages)
     schedule = Schedule.constant(build_topology(name, runtime.world_size, runtime.world_size, **options))
     strategy, _ = frozen_strategy(runtime, schedule, WireDtype.fp32)
-    for _ in range(2):
-        strategy.step(torch.ones(1, 7), torch.zeros(1), lr=0.0)
+    for step in range(2):
+        strategy.step(torch.ones(1, 7), torch.zeros(1), lr=0.0, step=step)
     torch.distributed.new_group, torch.distributed.batch_isend_irecv = new_group, batch
     return len(made), len(sent)
 
@@ -177,9 +177,9 @@ def measure_distances(runtime: Runtime, per_node: int, num_steps: int) -> list[t
     found = []
     for schedule in schedules(runtime.world_size, per_node):
         strategy, module = frozen_strategy(runtime, schedule, WireDtype.bf16)
-        for _ in range(num_steps):
-            strategy.step(torch.ones(1, 7), torch.zeros(1), lr=0.0)
-        with strategy.averaged() as average:
+        for step in range(num_steps):
+            strategy.step(torch.ones(1, 7), torch.zeros(1), lr=0.0, step=step)
+        with strategy.averaged(num_steps) as average:
             pass
         found.append((parameters_of(module), average.consensus_distance, average.neighbour_distance))
     return found

@@ -57,8 +57,8 @@ def make(runtime: Runtime, schedule: Schedule | None, config: SgdConfig, **chang
 def run(runtime: Runtime, strategy: Strategy, module: nn.Module) -> Tensor:
     """This worker's parameters after each step, ``[steps, parameters]``."""
     rows = []
-    for _, batch in zip(range(NUM_STEPS), make_loader(runtime).batches(epoch=0), strict=False):
-        strategy.step(batch.images, batch.targets, 0.1)
+    for step, batch in zip(range(NUM_STEPS), make_loader(runtime).batches(epoch=0), strict=False):
+        strategy.step(batch.images, batch.targets, 0.1, step)
         rows.append(parameters_of(module))
     return torch.stack(rows)
 
@@ -107,8 +107,8 @@ def train_with_overflow(runtime: Runtime, name: str | None, config: SgdConfig) -
     schedule = topology_schedule(name, runtime.world_size) if name else None
     strategy, module = make(runtime, schedule, config, scaler=scaler, objective=loss)
     scales, flags, rows = [], [], []
-    for _, batch in zip(range(NUM_STEPS), make_loader(runtime).batches(epoch=0), strict=False):
-        strategy.step(batch.images, batch.targets, 0.1)
+    for step, batch in zip(range(NUM_STEPS), make_loader(runtime).batches(epoch=0), strict=False):
+        strategy.step(batch.images, batch.targets, 0.1, step)
         rows.append(parameters_of(module))
         scales.append(float(scaler.scale))
         flags.append(scaler.found_inf.clone())
@@ -144,11 +144,11 @@ def evaluate_between_steps(runtime: Runtime, name: str, wire: WireDtype, look: b
     schedule = topology_schedule(name, runtime.world_size)
     strategy, module = make(runtime, schedule, SGD, batch_norm=True, wire_dtype=wire)
     averages = {}
-    for _, batch in zip(range(NUM_STEPS), make_loader(runtime).batches(epoch=0), strict=False):
-        strategy.step(batch.images, batch.targets, 0.1)
+    for step, batch in zip(range(NUM_STEPS), make_loader(runtime).batches(epoch=0), strict=False):
+        strategy.step(batch.images, batch.targets, 0.1, step)
         own = {key: value.clone() for key, value in module.state_dict().items()}
         if look:
-            with strategy.averaged() as average:
+            with strategy.averaged(step + 1) as average:
                 averages = {key: value.clone() for key, value in average.module.state_dict().items()}
             assert all(torch.equal(own[key], value) for key, value in module.state_dict().items())
     return torch.cat([parameters_of(module), *(buffer.reshape(-1).float() for buffer in module.buffers())]), averages

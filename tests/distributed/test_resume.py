@@ -1,7 +1,9 @@
 """Training that was interrupted equals training that was not, bit for bit."""
 
+import json
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from imgnet.config import (
     OptimizerConfig,
     Precision,
     RunConfig,
+    SwitchConfig,
     TopologyConfig,
 )
 from imgnet.parallel.requests import NOTHING, Decision
@@ -160,7 +163,36 @@ def test_another_number_of_workers_starts_from_the_average(tmp_path: Path) -> No
     on_four(run_dir, config, workers=2)
     (said,) = read_json(run_dir / "run.json")["resumed"]
     assert "4 workers wrote it, 2 go on from their averaged model" in said
-    assert pd.read_csv(run_dir / "metrics.csv")["epoch"].tolist() == [1, 2, 3]
+    rows = pd.read_csv(run_dir / "metrics.csv")
+    assert rows["epoch"].tolist() == [1, 2, 3]
+    seconds = 24 * STEPS_PER_EPOCH / rows["images_per_s"]
+    assert rows["train_time_s"].tolist() == pytest.approx(seconds.cumsum().tolist())
+    (best, *_) = (read_worker(folder, 0)["progress"]["best_acc1"] for folder in steps_of(run_dir / "checkpoints"))
+    assert best == rows["val_acc1"].max()
+
+
+def without_schedule(run_dir: Path, copy: Path) -> None:
+    """The same checkpoints, as a run on a ring from its first step on would have written them."""
+    shutil.copytree(run_dir, copy)
+    for path in copy.glob("checkpoints/*/manifest.json"):
+        manifest = read_json(path)
+        manifest["trained"]["topology.schedule"] = []
+        path.write_text(json.dumps(manifest))
+
+
+def test_another_number_of_workers_goes_on_in_the_right_phase_of_the_schedule(tmp_path: Path) -> None:
+    """From the second epoch on the schedule is a ring, and a ring is what the run must go on with."""
+    switches = [SwitchConfig(after_epochs=0, topology="complete"), SwitchConfig(after_epochs=1, topology="ring")]
+    ring = configuration("ring", SGD)
+    scheduled = replace(ring, topology=DecentralizedConfig(name="ring", schedule=switches))
+    found, wanted = make(tmp_path / "found"), tmp_path / "wanted"
+    on_four(found, scheduled, STEPS_PER_EPOCH, workers=2)
+    without_schedule(found, wanted)
+    on_four(found, scheduled)
+    on_four(wanted, ring)
+    assert assert_same(found, wanted) == STEPS_PER_EPOCH * NUM_EPOCHS
+    (said,) = read_json(found / "run.json")["resumed"]
+    assert "at the beginning of epoch 2" in said
 
 
 def damage(folder: Path, how: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import ROOT, environment
+from tests.commands import IMGNET, ROOT, environment
 from tests.slurm.private import PrivateSlurm, missing_programs
 
 REQUIRED = "IMGNET_REQUIRE_SLURM"
@@ -50,9 +50,8 @@ class User:
         return self.started[-1]
 
     def imgnet(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        start = "from imgnet.cli import app; app(prog_name='imgnet')"
         return subprocess.run(
-            [sys.executable, "-c", start, *arguments], timeout=60, check=False, **self._how({"COLUMNS": "200"})
+            [sys.executable, "-c", IMGNET, *arguments], timeout=60, check=False, **self._how({"COLUMNS": "200"})
         )
 
     def _how(self, changes: dict[str, str]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import csv
 import re
+import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -110,6 +112,30 @@ def test_edit_after_submission_changes_no_queued_job(developer: User) -> None:
     developer.slurm.ask("scontrol", "release", job_id(run_dir))
     wait_for_end(run_dir)
     assert run_json(run_dir)["status"] == "completed", run_json(run_dir)["error"]
+
+
+def test_job_whose_directory_is_gone_does_not_run_elsewhere(user: User, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    held = user.run_py(*QUICK, "cluster=4xA40", f"hydra.sweep.dir={runs}", "+cluster.sbatch.hold=''")
+    assert held.returncode == 0, held.stderr
+    shutil.rmtree(user.folder)
+    user.slurm.ask("scontrol", "release", job_id(runs / "0"))
+    wait_until(lambda: not user.slurm.ask("squeue", "-h"), "the job is over")
+    assert "No such file or directory" in (runs / "0/logs/slurm.log").read_text()
+    assert run_json(runs / "0")["status"] != "completed"
+
+
+def test_controller_that_hangs_reads_as_what_it_is(user: User) -> None:
+    controller = user.slurm.daemons["slurmctld"]
+    controller.send_signal(signal.SIGSTOP)
+    try:
+        refused = user.run_py(*QUICK, "cluster=4xA40")
+    finally:
+        controller.send_signal(signal.SIGCONT)
+    assert refused.returncode == 2
+    assert re.match(r"cluster=4xA40: Slurm did not answer sbatch in \d+ s", refused.stderr), refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (user.folder / "multirun_outputs").exists()
 
 
 def test_hundred_runs_are_submitted_without_torch(user: User) -> None:
