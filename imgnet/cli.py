@@ -9,15 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
+from imgnet import rundir
 from imgnet.checkpoint.cli import app as checkpoint_app
 from imgnet.config import ConfigError
 from imgnet.data.cli import app as data_app
 from imgnet.refuse import refuse, refuse_without_directory
+from imgnet.results.cli import app as results_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data_app, name="data", help="Prepare images: from archives to tar shards.")
 
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(results_app)
 topology_app = typer.Typer(no_args_is_help=True, help="Look at topologies before using them.")
 app.add_typer(topology_app, name="topology")
 
@@ -33,52 +36,15 @@ def main() -> None:
 
 
 @app.command()
-def compare(
-    runs: Runs,
-    over_seeds: Annotated[bool, typer.Option(help="One row for runs that differ in their seed alone.")] = False,
-    markdown: Annotated[bool, typer.Option(help="With --over-seeds: a table for a README.")] = False,
-) -> None:
-    """Print one row for each run, or mean and deviation over seeds: what was chosen, and what came out."""
-    from imgnet.results.seeds import show_over_seeds
-    from imgnet.results.table import show_comparison
-
-    if over_seeds:
-        show_over_seeds(_existing(runs), markdown=markdown)
-    else:
-        show_comparison(_existing(runs))
-
-
-@app.command()
-def plot(
-    runs: Runs,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The picture: .png, .pdf or .svg.")] = Path("curves.png"),
-) -> None:
-    """Draw accuracy over epochs and over time, and the distance between workers."""
-    from imgnet.results.plot import plot_runs
-
-    found = _existing(runs)
-    with_curves = [run for run in found if (run / "metrics.csv").is_file()]
-    if not with_curves:
-        refuse(f"{runs[0]}: no metrics.csv there yet; the first epoch writes it")
-    if out.suffix not in (".png", ".pdf", ".svg"):
-        refuse(f"--out {out}: the picture must end in .png, .pdf or .svg")
-    plot_runs(with_curves, out)
-    for run in found:
-        if run not in with_curves:
-            typer.echo(f"left out, for it has no metrics yet: {run}", err=True)
-    typer.echo(f"drawn: {out}")
-
-
-@app.command()
 def status(
     path: Annotated[Path, typer.Argument(help="A run, a sweep, or a folder of sweeps.")] = Path("multirun_outputs"),
     last: Annotated[int, typer.Option("--last", "-n", help="Show so many runs, the newest.", min=1)] = 50,
 ) -> None:
-    """Show how runs are doing: state in Slurm, epoch, top-1, time left; for a failure its error and its log."""
+    """Show how runs are doing, the newest last: state in Slurm, epoch, top-1, time left; of a failure error and log."""
     from imgnet.launch.observe import observe
-    from imgnet.launch.status import show_status
+    from imgnet.launch.status import by_time, show_status
 
-    found = _below(path)
+    found = by_time(_below(path))
     show_status(observe(found[-last:]))
     if len(found) > last:
         typer.echo(f"{len(found) - last} older runs are not shown; --last {len(found)} shows all")
@@ -138,11 +104,10 @@ def _one_line() -> Iterator[None]:
 
 def _below(path: Path) -> list[Path]:
     """All run directories in a folder, the oldest first."""
-    depths = ("run.json", "*/run.json", "*/*/run.json", "*/*/*/run.json")
-    found = [file.parent for pattern in depths for file in path.glob(pattern)]
+    found = rundir.find(path)
     if not found:
         refuse(f"{path}: no run directory here or below (there is no run.json)")
-    return sorted(found, key=lambda run: (run.parent, len(run.name), run.name))
+    return found
 
 
 @topology_app.command("show")

@@ -5,9 +5,11 @@ Units are in the names: ``_epochs``, ``_steps``, ``_min`` (minutes), ``_gb`` (10
 ``_px`` (pixels).
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,17 @@ class Interpolation(Enum):
     bicubic = "bicubic"
 
 
+class Decay(Enum):
+    """Which parameters weight decay is applied to.
+
+    ``by_shape``: those of two or more dimensions, so neither biases nor normalisation. ``by_name``: all whose names
+    hold neither ``bn`` nor ``bias``, as in the paper's code; ResNet's ``downsample.1.weight`` is decayed then.
+    """
+
+    by_shape = "by_shape"
+    by_name = "by_name"
+
+
 class OnBadImage(Enum):
     """What an image that cannot be decoded does to a run: it ends it, or it is left out and counted."""
 
@@ -116,9 +129,10 @@ class ModelConfig:
 
     name: str = MISSING
     pretrained: bool = False
-    """Start from the published weights of that name (downloaded by torchvision or timm)."""
+    """Start from the published weights of that name (downloaded by torchvision or timm), or evaluate them. They bring
+    their preprocessing (:mod:`imgnet.published`)."""
     weights: str | None = None
-    """Start from, or evaluate, this exported model (``.safetensors``)."""
+    """Start from, or evaluate, this exported model (``.safetensors``), which brings its preprocessing too."""
 
 
 @dataclass
@@ -304,7 +318,8 @@ class OptimizerConfig:
     name: str = MISSING
     lr: float = MISSING
     weight_decay: float = MISSING
-    """Applied to parameters of two or more dimensions; biases and normalisation are never decayed."""
+    decay: Decay = Decay.by_shape
+    """What ``weight_decay`` is applied to."""
     warmup_epochs: float = 5.0
     warmup_factor: float = 0.01
     """The warm-up starts at ``warmup_factor * lr``."""
@@ -442,6 +457,10 @@ class RunConfig:
     max_grad_norm: float | None = None
     """Gradients are scaled down to this Euclidean norm over the whole model of a worker."""
     evaluate_every_epochs: int = 1
+    evaluate_precision: Precision | None = None
+    """Arithmetic of the forward pass in evaluation; null: that of training."""
+    evaluate_label_smoothing: float = 0.0
+    """In ``val_loss``; ``train_loss`` has ``label_smoothing``."""
     log_every_steps: int = 50
     skip_completed: bool | None = None
     """Leave out runs that are already completed with the same configuration; null: on Slurm yes, elsewhere no."""
@@ -552,6 +571,16 @@ def plain(config: RunConfig) -> dict[str, Any]:
 
 def _plain_value(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else value
+
+
+def as_yaml(config: RunConfig) -> str:
+    """The same as the text of a file, for :func:`read`."""
+    return "".join(_section(key, json.dumps(value)) for key, value in plain(config).items())
+
+
+@cache  # hundreds of runs of a sweep differ in few keys
+def _section(key: str, value: str) -> str:
+    return OmegaConf.to_yaml({key: json.loads(value)})
 
 
 def read(path: Path) -> RunConfig:

@@ -32,7 +32,9 @@ class Scores:
 
 
 @torch.inference_mode()
-def evaluate(module: nn.Module, loader: EvalLoader, device: torch.device, precision: Precision) -> Scores:
+def evaluate(
+    module: nn.Module, loader: EvalLoader, device: torch.device, precision: Precision, label_smoothing: float = 0.0
+) -> Scores:
     """Score a model on every validation image exactly once, whatever the world size. Collective.
 
     The module must be the same on all workers. It is left in the mode that it came in. Workers may have different
@@ -44,16 +46,16 @@ def evaluate(module: nn.Module, loader: EvalLoader, device: torch.device, precis
     for batch in loader.batches():
         with autocast(device, precision):
             logits = module(batch.images)
-        totals += _score(logits.float(), batch.targets)
+        totals += _score(logits.float(), batch.targets, label_smoothing)
     module.train(was_training)
     dist.all_reduce(totals)
     loss, top1, top5, count = totals.tolist()
     return Scores(loss / count, 100 * top1 / count, 100 * top5 / count, round(count))
 
 
-def _score(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _score(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
     """Sums over a batch, float64 ``[4]``: loss, correct in the first, correct in the first five, images."""
-    loss = functional.cross_entropy(logits, targets, reduction="sum")
+    loss = functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     correct = best == targets[:, None]
     count = torch.full_like(loss, len(targets))

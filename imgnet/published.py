@@ -230,8 +230,8 @@ def _class_problems(config: RunConfig, brought: Brought) -> list[str]:
 
 def _new_problems(config: RunConfig, data: DataConfig, brought: Brought) -> list[str]:
     """What is wrong with the data only since some of their values are those of weights."""
-    before = checks.problems(config.data)
-    return [f"{line} (of {brought.source})" for line in checks.problems(data) if line not in before]
+    before, after = (checks.preprocessing_problems(one) for one in (config.data, data))
+    return [f"{line} (of {brought.source})" for line in after if line not in before]
 
 
 def _line(config: RunConfig, data: DataConfig, brought: Brought) -> str:

@@ -3,6 +3,7 @@
 ======================  =====================================================================================
 ``.hydra/``             the composed configuration and the overrides
 ``run.json``            command, commit, versions, hosts, workers, seed, start and end, ``status``, ``error``
+``code.diff``           how the checkout differed from that commit, where it did; not what git does not know
 ``submission.json``     a Slurm run's job, when it was submitted and with which code; written by who submitted
 ``metrics.csv``         one row for each epoch
 ``steps.jsonl``         one row for each logged step
@@ -29,13 +30,31 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from imgnet.config import ConfigError
 from imgnet.runtime import running_under_slurm
 
 STATUSES = ("queued", "running", "completed", "failed", "preempted")
 LOCK = ".lock"
+NOT_IN_THE_RESULT = ("checkpoint", "log_every_steps", "skip_completed", "tracking")
+"""Keys of a configuration in which runs may differ and still be the same run: how it is queued, shown and sent."""
+NOT_IN_THE_RESULT_OF_CLUSTER = (
+    "account",
+    "dry_run",
+    "exclude",
+    "max_parallel",
+    "max_requeues",
+    "notice_min",
+    "mem_gb",
+    "name",
+    "partition",
+    "sbatch",
+    "timeout_min",
+    "wait",
+)
+MOST_OF_DIFF = 2**20
+"""Characters of ``code.diff``; whoever changes more has committed data by mistake."""
 VERSIONS_OF = ("imgnet", "torch", "torchvision", "timm", "decent-dp", "hydra-core", "numpy")
 
 
@@ -62,11 +81,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 def create(
     run_dir: Path,
-    composed: DictConfig,
-    hydra: DictConfig | None,
+    config: str,
     *,
+    hydra: str | None = None,
     overrides: Sequence[str],
     seed: int,
+    epochs: int,
     world_size: int,
     identity: str,
     status: str = "running",
@@ -75,20 +95,22 @@ def create(
 
     Args:
         run_dir: the directory.
-        composed: the run's configuration.
-        hydra: Hydra's own part, where it is known.
+        config: the run's configuration, as YAML.
+        hydra: Hydra's own part, as YAML, where it is known.
         overrides: what the user typed.
         seed: of the run.
+        epochs: that it is to train.
         world_size: number of workers.
         identity: the same for runs that would give the same result (:mod:`imgnet.launch.repeats`).
         status: ``running``, or ``queued`` where it starts later.
     """
     for folder in (run_dir / ".hydra", run_dir / "checkpoints", run_dir / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
-    (run_dir / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(composed), encoding="utf-8")
+    (run_dir / ".hydra" / "config.yaml").write_text(config, encoding="utf-8")
     (run_dir / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)), encoding="utf-8")
     if hydra is not None:
-        (run_dir / ".hydra" / "hydra.yaml").write_text(OmegaConf.to_yaml(hydra), encoding="utf-8")
+        (run_dir / ".hydra" / "hydra.yaml").write_text(hydra, encoding="utf-8")
+    _write_diff(run_dir)
     write_run(
         run_dir,
         command=_command(),
@@ -101,6 +123,7 @@ def create(
         slurm_job_id=running_under_slurm(),
         world_size=world_size,
         seed=seed,
+        epochs=epochs,
         identity=identity,
         start=now() if status == "running" else None,
         end=None,
@@ -115,6 +138,7 @@ def reopen(run_dir: Path) -> None:
         record.unlink()
     run = read_json(run_dir / "run.json")
     earlier = {key: run.get(key) for key in ("start", "end", "status", "error", "commit", "dirty", "hosts")}
+    _write_diff(run_dir)
     write_run(
         run_dir,
         earlier=[*run.get("earlier", []), *([earlier] if run.get("start") else [])],
@@ -126,6 +150,13 @@ def reopen(run_dir: Path) -> None:
         status="running",
         error=None,
     )
+
+
+def find(path: Path) -> list[Path]:
+    """All run directories that are ``path`` or lie up to three folders below, in the order of their sweeps."""
+    depths = ("run.json", "*/run.json", "*/*/run.json", "*/*/*/run.json")
+    found = [file.parent for pattern in depths for file in path.glob(pattern)]
+    return sorted(found, key=lambda run: (run.parent, len(run.name), run.name))
 
 
 @contextmanager
@@ -164,11 +195,27 @@ def _command() -> list[str]:
     return [Path(script).name, *typed]
 
 
+def _write_diff(run_dir: Path) -> None:
+    """Keep how the tracked files differ from their commit; what an earlier part of the run was made with stays too."""
+    text = _git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
+    path = run_dir / "code.diff"
+    if path.is_file() and text is not None and text[:MOST_OF_DIFF] + "\n" != path.read_text(encoding="utf-8"):
+        path.rename(run_dir / f"code.{len(list(run_dir.glob('code.*diff')))}.diff")
+    if text:
+        write_atomically(path, text[:MOST_OF_DIFF] + "\n")
+
+
 @cache  # asked once for each run of a sweep
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # a diff holds lines of files in any encoding
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

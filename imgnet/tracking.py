@@ -33,6 +33,7 @@ COLUMNS: tuple[str, ...] = (
     "neighbour_distance",
     "lr",
     "eval_time_s",
+    "num_val_images",
 )
 """Columns of ``metrics.csv``. Accuracies in percent, times in seconds, images per second of all workers together."""
 

@@ -23,7 +23,7 @@ from imgnet.checkpoint.folder import read_average, read_worker
 from imgnet.checkpoint.manifest import Manifest, candidates, differences, remove_partial, trained_settings
 from imgnet.checkpoint.resume import newest_whole
 from imgnet.checkpoint.writer import Writer
-from imgnet.config import Mode, RunConfig
+from imgnet.config import Mode, Precision, RunConfig
 from imgnet.data.backend import Batch
 from imgnet.data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, prepare_nodes
 from imgnet.evaluate import AUTOCAST_DTYPES, Scores, autocast, evaluate
@@ -88,9 +88,17 @@ def _model(config: RunConfig, runtime: Runtime) -> nn.Module:
 
 def _evaluate_only(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module) -> None:
     with closing(_eval_loader(config, runtime)) as loader:
-        scores = evaluate(model, loader, runtime.device, config.precision)
+        scores = _scores(config, model, loader, runtime)
     if runtime.is_main:
         rundir.write_summary(run_dir, vars(scores) | {"weights": config.model.weights})
+
+
+def _scores(config: RunConfig, module: nn.Module, loader: EvalLoader, runtime: Runtime) -> Scores:
+    return evaluate(module, loader, runtime.device, _eval_precision(config), config.evaluate_label_smoothing)
+
+
+def _eval_precision(config: RunConfig) -> Precision:
+    return config.precision if config.evaluate_precision is None else config.evaluate_precision
 
 
 def _eval_loader(config: RunConfig, runtime: Runtime) -> EvalLoader:
@@ -99,12 +107,8 @@ def _eval_loader(config: RunConfig, runtime: Runtime) -> EvalLoader:
         local_batch_size=EVAL_IMAGES_PER_BATCH,
         channels_last=config.channels_last,
         worker=runtime,
-        dtype=_image_dtype(config),
+        dtype=AUTOCAST_DTYPES.get(_eval_precision(config), torch.float32),
     )
-
-
-def _image_dtype(config: RunConfig) -> torch.dtype:
-    return AUTOCAST_DTYPES.get(config.precision, torch.float32)
 
 
 def _train_loader(config: RunConfig, runtime: Runtime) -> TrainLoader:
@@ -114,7 +118,7 @@ def _train_loader(config: RunConfig, runtime: Runtime) -> TrainLoader:
         global_batch_size=config.global_batch_size,
         channels_last=config.channels_last,
         worker=runtime,
-        dtype=_image_dtype(config),
+        dtype=AUTOCAST_DTYPES.get(config.precision, torch.float32),
     )
 
 
@@ -192,6 +196,7 @@ class Loop:
         self.strategy = strategy
         self.train_loader = train_loader
         self.eval_loader = eval_loader
+        self.preprocessing = published.preprocessing_of(published.shown(config))
         self.writer = Writer(run_dir / "checkpoints", runtime.rank, config.checkpoint.keep_last)
         self.progress = Progress(0, 0.0, 0.0, torch.zeros((), device=runtime.device), float("-inf"))
 
@@ -307,7 +312,7 @@ class Loop:
     def _evaluate(self, row: dict[str, float]) -> dict[str, float]:
         start = time.perf_counter()
         with self.strategy.averaged(self.progress.step) as average:
-            scores = evaluate(average.module, self.eval_loader, self.runtime.device, self.config.precision)
+            scores = _scores(self.config, average.module, self.eval_loader, self.runtime)
             self._export(average.module, scores, row)
         return {
             "val_loss": scores.val_loss,
@@ -316,6 +321,7 @@ class Loop:
             "consensus_distance": average.consensus_distance,
             "neighbour_distance": average.neighbour_distance,
             "eval_time_s": time.perf_counter() - start,
+            "num_val_images": scores.num_images,
         }
 
     def _export(self, module: nn.Module, scores: Scores, row: dict[str, float]) -> None:
@@ -326,7 +332,7 @@ class Loop:
             return
         about = {
             "settings": trained_settings(self.config),
-            "preprocessing": self._preprocessing(),
+            "preprocessing": self.preprocessing,
             "epoch": row["epoch"],
             "step": row["step"],
         } | vars(scores)
@@ -335,9 +341,6 @@ class Loop:
             _export_if_there_is_room(folder / "best.safetensors", module, about)
         if self.progress.step >= self.num_steps:
             export_model(folder / "final.safetensors", module, about)
-
-    def _preprocessing(self) -> dict[str, Any]:
-        return published.preprocessing_of(published.shown(self.config))
 
     def _check_loss(self, row: dict[str, float]) -> None:
         if not math.isfinite(row["train_loss"]):
@@ -373,7 +376,7 @@ class Loop:
             world_size=self.runtime.world_size,
             trained=trained_settings(self.config),
             metrics=row,
-            preprocessing=self._preprocessing(),
+            preprocessing=self.preprocessing,
         )
         self.writer.write(state, manifest)
         if requests is not None:

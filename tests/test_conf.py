@@ -5,7 +5,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
-from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse, register_schemas
+from imgnet.config import (
+    AccumAdamConfig,
+    ConfigError,
+    Decay,
+    Precision,
+    RunConfig,
+    SlurmConfig,
+    parse,
+    register_schemas,
+)
 from imgnet.launch.checks import check
 from imgnet.models import build_model
 from imgnet.optim.factory import build_optimizer
@@ -17,6 +26,7 @@ OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / gro
 STUDIES = [
     str(file.relative_to(ROOT / "experiments").with_suffix("")) for file in (ROOT / "experiments").rglob("*.yaml")
 ]
+ON_IMAGENET = ("paper",)
 NEEDED = {
     "topology": ["cluster=8xA40"],
     "topology=custom": ["topology.rounds=[[{ranks: [0,1,2,3,4,5,6,7]}]]"],
@@ -60,8 +70,23 @@ def test_every_option_composes_and_is_accepted(group: str, option: str, imagenet
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_every_study_composes_and_is_accepted(study: str) -> None:
-    check(composed(f"+experiments={study}"))
+def test_every_study_composes_and_is_accepted(study: str, imagenet_folder: str) -> None:
+    check(composed(f"+experiments={study}", *([f"data.root={imagenet_folder}"] if study in ON_IMAGENET else [])))
+
+
+@pytest.mark.parametrize("cluster", [file.stem for file in (CONF / "cluster").glob("*x*.yaml")])
+def test_the_papers_recipe_goes_with_every_cluster(cluster: str, imagenet_folder: str) -> None:
+    words = ["+experiments=paper", f"cluster={cluster}", f"data.root={imagenet_folder}"]
+    one_node = cluster.startswith("4x")
+    decentralized = ["topology=ring" if one_node else "topology=alternating-exp-ring", "optimizer=accum_adam"]
+    for more in ([], decentralized):
+        config = composed(*words, *more)
+        check(config)
+        assert (config.precision, config.evaluate_precision) == (Precision.fp16, Precision.fp32)
+        assert (config.optimizer.decay, config.optimizer.weight_decay) == (Decay.by_name, 2**-15)
+        assert (config.data.antialias, config.data.crop_attempts) == (False, 100)
+    assert isinstance(config.optimizer, AccumAdamConfig)
+    assert (config.optimizer.lr, config.optimizer.accum_iter) == (1.5e-3, 8)
 
 
 @pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])

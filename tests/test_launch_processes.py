@@ -248,3 +248,11 @@ def test_the_same_command_is_a_worker_under_torchrun(tmp_path: Path, digits_root
     assert read(run / "run.json")["status"] == "completed"
     assert read(run / "run.json")["world_size"] == 2
     assert len(pd.read_csv(run / "metrics.csv")) == 3
+
+
+def test_a_failure_under_another_launcher_is_seen(tmp_path: Path, digits_root: Path) -> None:
+    settings = ("topology=allreduce", "cluster.cpu_workers_per_node=1", "epochs=3", "optimizer.lr=1e30")
+    done = run_py(*quick(digits_root, *settings), "hydra/launcher=basic", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert "the training loss is nan" in done.stderr
+    assert read(only_run(tmp_path) / "run.json")["status"] == "failed"

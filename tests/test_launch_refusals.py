@@ -38,11 +38,16 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
         ["there is no such optimizer; known: accum_adam, accum_adamw, adam, adamw, sgd"],
     ),
     (["hydra/launcher=nonsense"], ["hydra/launcher=nonsense: there is no such hydra/launcher; known: basic, imgnet"]),
+    (
+        [SYNTHETIC, "cluster=4xA40,local", "hydra/launcher=basic"],
+        ["cluster=4xA40: hydra/launcher=basic submits nothing to Slurm; leave it out, or choose cluster=local"],
+    ),
+    ([QUICK, "epochs=0", "hydra/launcher=basic"], ["epochs=0; at least 1 is needed"]),
     (["hydra/sweeper=nonsense"], ["hydra/sweeper=nonsense: there is no such hydra/sweeper; known: basic, imgnet"]),
     (["hydra/laucher=basic"], ["there is no group 'hydra/laucher'; did you mean 'hydra/launcher'?"]),
     (
         ["+experiments=zzzzz"],
-        ["there is no such experiment; known: digits_topologies/study, quickstart"],
+        ["there is no such experiment; known: digits_topologies/study, paper, quickstart"],
     ),
     (
         ["+experiments=quickstrt"],
@@ -70,8 +75,8 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
     (
         [QUICK, "optimizer.momentum=0.9"],
         [
-            "unknown key 'optimizer.momentum'; in optimizer, known: betas, eps, lr, min_lr, name, warmup_epochs, "
-            "warmup_factor, weight_decay"
+            "unknown key 'optimizer.momentum'; in optimizer, known: betas, decay, eps, lr, min_lr, name, "
+            "warmup_epochs, warmup_factor, weight_decay"
         ],
     ),
     ([QUICK, "topology=allreduce", "topology.engine=imgnet"], ["unknown key 'topology.engine'; in topology, known: "]),
@@ -192,6 +197,13 @@ def test_a_folder_that_is_gone_is_refused(tmp_path: Path) -> None:
         )
         assert refused.returncode == 2
         assert refused.stderr == "the working directory is gone; go to one that exists, and type the command again\n"
+
+
+@pytest.mark.parametrize("how", [["hydra/launcher=basic", "hydra/sweeper=basic"], ["hydra.mode=RUN"]], ids=" ".join)
+def test_nothing_but_our_launcher_takes_a_job_of_slurm(how: list[str], typist: Typist, tmp_path: Path) -> None:
+    answer = typist.type(SYNTHETIC, "cluster=4xA40", *how, cwd=tmp_path)
+    assert answer.status == 2
+    assert "cluster=4xA40: hydra.mode=RUN, or another hydra/launcher, submits nothing to Slurm" in answer.err
 
 
 def test_help_shows_the_groups_and_never_imports_torch(tmp_path: Path, without_torch: str) -> None:

@@ -10,17 +10,20 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from rich.console import Console
+from typer.testing import CliRunner
 
 from imgnet import rundir
-from imgnet.config import RunConfig, SlurmConfig, parse, parse_saved, plain
+from imgnet.cli import app
+from imgnet.config import RunConfig, SlurmConfig, as_yaml, parse, plain, read
 from imgnet.launch import slurm
 from imgnet.launch.batch import QueuedRun, arrays_of, batch_script, problems, ranges
 from imgnet.launch.cores import parse_core_list, share_of_cores
 from imgnet.launch.observe import observe
 from imgnet.launch.repeats import identity
 from imgnet.launch.slurm import JobState
-from imgnet.launch.snapshot import take_snapshot
+from imgnet.launch.snapshot import snapshot_of_now, take_snapshot
 from imgnet.launch.status import duration, show_status
 from tests.commands import ROOT, run_py
 
@@ -164,11 +167,11 @@ def test_two_sockets_are_shared_by_their_own_gpus() -> None:
 
 @pytest.mark.parametrize("cluster", ["local", "4xA40", "64xT4", "16xA100"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "accum_adam"])
-def test_configuration_is_read_back_as_it_was(cluster: str, optimizer: str) -> None:
-    from omegaconf import OmegaConf
-
-    config = composed(f"cluster={cluster}", f"optimizer={optimizer}", "topology=allreduce")
-    assert parse_saved(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(plain(config))))) == config
+def test_configuration_is_read_back_as_it_was(cluster: str, optimizer: str, tmp_path: Path) -> None:
+    config = composed(f"cluster={cluster}", f"optimizer={optimizer}", "topology=allreduce", "name='1e5'")
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
+    assert read(tmp_path / "config.yaml") == config
+    assert as_yaml(config) == OmegaConf.to_yaml(OmegaConf.create(plain(config)))
 
 
 def test_same_result_is_the_same_run() -> None:
@@ -200,6 +203,26 @@ def test_snapshot_without_git_is_the_package(tmp_path: Path) -> None:
     (tmp_path / "site/other.py").touch()
     take_snapshot(tmp_path / "code", tmp_path / "site/pkg")
     assert [path.name for path in (tmp_path / "code").rglob("*")] == ["pkg", "__init__.py"]
+
+
+def test_snapshot_is_taken_again_when_a_file_has_changed(tmp_path: Path) -> None:
+    package, folder = tmp_path / "checkout/pkg", tmp_path / "sweep"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("1")
+    (package / "link").symlink_to("__init__.py")
+    assert snapshot_of_now(folder, package) == folder / "code"
+    take_snapshot(folder / "code", package)
+    (folder / "code/pkg/__pycache__").mkdir()  # a job has imported it
+    (folder / "code/pkg/__pycache__/x.pyc").touch()
+    (package / "__pycache__").mkdir()
+    assert snapshot_of_now(folder, package) == folder / "code"
+    (package / "__init__.py").write_text("2")
+    assert snapshot_of_now(folder, package) == folder / "code-2"
+    take_snapshot(folder / "code-2", package)
+    (package / "__init__.py").write_text("1")
+    assert snapshot_of_now(folder, package) == folder / "code"
+    (folder / "code/pkg/link").unlink()  # somebody has touched it
+    assert snapshot_of_now(folder, package) == folder / "code-3"
 
 
 SQUEUE = """\
@@ -275,19 +298,53 @@ def test_nothing_is_settled_while_slurm_is_silent(tmp_path: Path, monkeypatch: p
 def test_status_shows_progress_time_left_and_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _answers(monkeypatch, squeue=SQUEUE)
     runs = [
-        _run_dir(tmp_path / "a", "running", "12_0"),
+        _run_dir(tmp_path / "a", "running", "12_0", epochs=90),
         _run_dir(tmp_path / "b", "failed", "5", error="rank 3 failed\nmore"),
     ]
-    (runs[0] / ".hydra").mkdir()
-    (runs[0] / ".hydra" / "config.yaml").write_text("epochs: 90\n")
     rundir.write_summary(runs[0], {"epoch": 30, "val_acc1": 61.234, "train_time_s": 3600.0, "eval_time_s": 10.0})
     with (tmp_path / "out.txt").open("w") as out:
         show_status(observe(runs), Console(file=out))
     text = (tmp_path / "out.txt").read_text()
+    assert text.startswith(f"runs in {tmp_path}\n")
     assert "30/90" in text
     assert "61.23" in text
     assert "2:10 h" in text
     assert f"{runs[1]}: rank 3 failed; log: {runs[1]}/logs/slurm.log" in text
+
+
+def test_status_names_what_may_change_the_result(tmp_path: Path) -> None:
+    common = ["+experiments=quickstart", "cluster=4xA40"]
+    of_no_matter = ["cluster.partition=x", "+cluster.sbatch.hold=''", "tracking.project=y", "checkpoint.keep_last=5"]
+    typed = [
+        [*common, "topology=ring", "+cluster.env.A=1"],
+        [*common, "topology=exp", *of_no_matter],
+        [*common, "topology=exp", "cluster.srun=[bold]", "~max_steps"],
+        [*common, *of_no_matter],
+    ]
+    runs = [_run_dir(tmp_path / f"sweep/{number}", "completed") for number in range(4)]
+    for run, overrides in zip(runs, typed, strict=True):
+        rundir.write_run(run, overrides=overrides)
+    with (tmp_path / "out.txt").open("w") as out:
+        show_status(observe(runs), Console(file=out))
+    shown = [line.split("completed")[0].split() for line in (tmp_path / "out.txt").read_text().splitlines()]
+    assert shown[4:8] == [
+        ["0", "topology=ring", "+cluster.env.A=1", "-"],
+        ["1", "topology=exp", "-"],
+        ["2", "topology=exp", "cluster.srun=[bold]", "~max_steps", "-"],
+        ["3", "-", "-"],
+    ]
+
+
+def test_status_shows_the_newest_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    times = {"z/0": "2026-01-02", "b/10": "2026-01-03", "b/9": "2026-01-01", "a/0": "2026-01-04", "c/0": None}
+    for name, start in times.items():
+        _run_dir(tmp_path / "multirun_outputs" / name, "completed", start=start)
+    rundir.write_atomically(tmp_path / "multirun_outputs/c/0/submission.json", '{"submitted": "2026-01-05"}')
+    shown = CliRunner().invoke(app, ["status", "--last", "4"]).stdout.splitlines()
+    assert [line.split()[0] for line in shown if "completed" in line] == ["b/9", "b/10", "a/0", "c/0"]
+    assert shown[0] == "runs in multirun_outputs"
+    assert shown[-1] == "1 older runs are not shown; --last 5 shows all"
 
 
 def test_durations() -> None:

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from imgnet import rundir
 from imgnet.cli import app
-from imgnet.config import RunConfig, plain
+from imgnet.config import RunConfig, as_yaml
 from imgnet.launch import job
 from imgnet.rundir import ExitRecord
 from tests.commands import ROOT, environment, run_py
@@ -91,7 +90,7 @@ def test_sweep_is_queued_skipped_lost_and_resubmitted(work: Path, bin_dir: Path)
     assert again.exit_code == 0, again.output
     assert "submitted job 7: 1 run with" in again.output
     assert rundir.read_json(second / "submission.json")["slurm_job_id"] == "7"
-    assert (first.parent / "code-2").is_dir()
+    assert [path.name for path in first.parent.glob("code*")] == ["code"]
     rundir.finish(second, "completed")
     rundir.write_summary(second, {"val_acc1": 91.0})
     assert "nothing to submit" in CliRunner().invoke(app, ["resubmit", str(second)]).output
@@ -151,10 +150,10 @@ def test_tools_refuse_in_one_line(work: Path) -> None:
 def _prepared(folder: Path, config: RunConfig) -> Path:
     rundir.create(
         folder,
-        OmegaConf.create(plain(config)),
-        None,
+        as_yaml(config),
         overrides=[],
         seed=1,
+        epochs=config.epochs,
         world_size=config.cluster.nodes * config.cluster.gpus_per_node,  # type: ignore[attr-defined]
         identity="",
         status="queued",

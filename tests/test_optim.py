@@ -3,6 +3,7 @@
 import copy
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torchvision.models import resnet50
 
-from imgnet.config import AccumAdamConfig, AdamConfig, OptimizerConfig, SgdConfig
+from imgnet.config import AccumAdamConfig, AdamConfig, Decay, OptimizerConfig, SgdConfig
 from imgnet.optim.accum_adam import AccumAdam, AccumAdamW
 from imgnet.optim.factory import build_optimizer, decay_groups
 from imgnet.optim.kernels import check_layouts
@@ -40,13 +42,17 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+def named(params: list[Parameter]) -> list[tuple[str, Parameter]]:
+    return [(str(number), param) for number, param in enumerate(params)]
+
+
 def from_config(config: OptimizerConfig) -> Build:
-    return lambda params: build_optimizer([(str(number), param) for number, param in enumerate(params)], config)
+    return lambda params: build_optimizer(named(params), config)
 
 
 BUILDS: dict[str, Build] = {
     **{name: from_config(config) for name, config in CONFIGS.items()},
-    "quasi_global": lambda params: QuasiGlobalSGD(decay_groups(params, 0.01), lr=0.1, momentum=0.9),
+    "quasi_global": lambda params: QuasiGlobalSGD(decay_groups(named(params), 0.01), lr=0.1, momentum=0.9),
 }
 
 
@@ -136,8 +142,8 @@ def test_accum_adam_follows_the_equations(name, accum_iter, dtype, tolerance, wi
 @pytest.mark.parametrize(("ours", "theirs"), [(AccumAdam, torch.optim.Adam), (AccumAdamW, torch.optim.AdamW)])
 def test_accum_iter_1_is_adam(ours, theirs):
     params, expected = make_params(), make_params()
-    optimizer = ours(decay_groups(params, 0.01), lr=0.01, accum_iter=1)
-    reference = theirs(decay_groups(expected, 0.01), lr=0.01, fused=True)
+    optimizer = ours(decay_groups(named(params), 0.01), lr=0.01, accum_iter=1)
+    reference = theirs(decay_groups(named(expected), 0.01), lr=0.01, fused=True)
     for step in range(50):
         set_gradients(params, step)
         set_gradients(expected, step)
@@ -153,7 +159,7 @@ def test_accum_adam_equals_decent_dp(name):
     params, expected = make_params(torch.float64), make_params(torch.float64)
     optimizer = from_config(CONFIGS[name])(params)
     kind = {"accum_adam": theirs.AccumAdam, "accum_adamw": theirs.AccumAdamW}[name]
-    reference = kind(decay_groups(expected, 0.01), lr=0.01, accum_iter=3)
+    reference = kind(decay_groups(named(expected), 0.01), lr=0.01, accum_iter=3)
     for step in range(20):
         set_gradients(params, step)
         set_gradients(expected, step)
@@ -364,6 +370,30 @@ def test_decay_groups():
     assert len(BUILDS["adam"]([params[0]]).param_groups) == 1
 
 
+def test_decay_by_name_is_that_of_the_papers_code():
+    with torch.device("meta"):
+        model = resnet50()
+    names = {id(param): name for name, param in model.named_parameters()}
+    groups = decay_groups(model.named_parameters(), 0.01, Decay.by_name)
+    decayed, plain = ([names[id(param)] for param in group["params"]] for group in groups)
+    assert decayed == [name for name in names.values() if "bn" not in name and "bias" not in name]
+    by_shape = decay_groups(model.named_parameters(), 0.01)[0]["params"]
+    more = set(decayed) - {names[id(param)] for param in by_shape}
+    assert more == {f"layer{layer}.0.downsample.1.weight" for layer in (1, 2, 3, 4)}
+    assert len(decayed) + len(plain) == len(names)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "accum_adam"])
+def test_what_is_decayed_decays(name):
+    for decay in Decay:
+        config = replace(CONFIGS[name], decay=decay)
+        norm = Parameter(torch.full((3,), 2.0))
+        optimizer = build_optimizer([("downsample.1.weight", norm), ("bn1.weight", Parameter(torch.ones(3)))], config)
+        norm.grad = torch.zeros(3)
+        optimizer.step()
+        assert (norm.detach() < 2.0).all() == (decay is Decay.by_name)
+
+
 def test_all_are_fused_on_cpu():
     for name in ("sgd", "nesterov", "plain_sgd", "adam", "adamw"):
         assert all(group["fused"] for group in BUILDS[name](make_params()).param_groups)
@@ -372,7 +402,7 @@ def test_all_are_fused_on_cpu():
 def test_momentum_from_zeros_is_torch_sgd():
     params, expected = make_params(), make_params()
     optimizer = BUILDS["nesterov"](params)
-    reference = torch.optim.SGD(decay_groups(expected, 0.01), lr=0.1, momentum=0.9, nesterov=True, fused=True)
+    reference = torch.optim.SGD(decay_groups(named(expected), 0.01), lr=0.1, momentum=0.9, nesterov=True, fused=True)
     for step in range(5):
         set_gradients(params, step)
         set_gradients(expected, step)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from imgnet import rundir
 from imgnet.config import RunConfig, WandbMode
@@ -32,6 +31,7 @@ ROW = {
     "neighbour_distance": 0.25,
     "lr": 0.1,
     "eval_time_s": 0.5,
+    "num_val_images": 360,
 }
 
 
@@ -42,9 +42,7 @@ def config() -> RunConfig:
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    rundir.create(
-        tmp_path / "run", OmegaConf.create({"a": 1}), None, overrides=["a=1"], seed=1, world_size=4, identity="0"
-    )
+    rundir.create(tmp_path / "run", "a: 1\n", overrides=["a=1"], seed=1, epochs=2, world_size=4, identity="0")
     return tmp_path / "run"
 
 

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 
 from imgnet.config import ConfigError
 from imgnet.launch.commandline import names_nothing, typed_overrides
-from imgnet.launch.sweep import run_sweep
+from imgnet.launch.composition import Composer
+from imgnet.launch.sweep import read_returns, refuse_what_others_cannot, run_sweep, typed_runs
 
 
 @dataclass
@@ -40,25 +41,25 @@ class ImgnetLauncher(Launcher):
     """Hands the runs of one command to :func:`imgnet.launch.sweep.run_sweep`."""
 
     def __init__(self) -> None:
-        self._context: tuple[HydraContext, TaskFunction, DictConfig] | None = None
+        self._task_function: TaskFunction | None = None
+        self._config: DictConfig | None = None
+        self._composer: Composer | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra offers until the runs are known."""
-        self._context = hydra_context, task_function, config
+        self._task_function, self._config = task_function, config
+        self._composer = Composer(hydra_context.config_loader, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose, check and carry out the runs."""
-        assert self._context is not None
-        hydra_context, task_function, config = self._context
-        loader = hydra_context.config_loader
-        composed = [loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]
+        assert self._composer is not None
+        assert self._config is not None
+        assert self._task_function is not None
         return run_sweep(
-            composed,
-            job_overrides,
-            initial_job_idx,
-            Path(config.hydra.sweep.dir),
-            task_function,
-            needs_results=config.hydra.sweeper._target_ != SweeperConfig._target_,
+            typed_runs(job_overrides, self._composer, first=initial_job_idx),
+            Path(self._config.hydra.sweep.dir),
+            self._task_function,
+            needs_results=self._config.hydra.sweeper._target_ != SweeperConfig._target_,
         )
 
 
@@ -77,4 +78,15 @@ class ImgnetSweeper(BasicSweeper):
         if empty := [override.input_line for override in overrides if names_nothing(override)]:
             raise ConfigError([f"{line}: names nothing, so there is no run to make" for line in empty])
         (runs,) = self.split_arguments(overrides, None)
-        return self.launcher.launch(runs, initial_job_idx=0)
+        if isinstance(self.launcher, ImgnetLauncher):
+            return self.launcher.launch(runs, initial_job_idx=0)
+        return self._through_another(self.launcher, runs)
+
+    def _through_another(self, launcher: Launcher, runs: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+        assert self.hydra_context is not None
+        assert self.config is not None
+        composer = Composer(self.hydra_context.config_loader, self.config)
+        refuse_what_others_cannot(typed_runs(runs, composer), self.config.hydra.runtime.choices["hydra/launcher"])
+        returns = launcher.launch(runs, initial_job_idx=0)
+        read_returns(returns)
+        return returns

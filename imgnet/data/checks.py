@@ -21,13 +21,16 @@ _HINTS = {
 def problems(config: DataConfig) -> list[str]:
     """Everything that is wrong, one line each with the key, its value and what would be right. Reads no image."""
     return [
-        *_size_problems(config),
-        *_range_problems(config),
-        *_color_problems(config),
+        *preprocessing_problems(config),
         *_decoder_problems(config),
         *_staging_problems(config),
         *_place_problems(config),
     ]
+
+
+def preprocessing_problems(config: DataConfig) -> list[str]:
+    """Those of how images are cut, resized and normalised. Looks at no disk."""
+    return [*_size_problems(config), *_range_problems(config), *_color_problems(config)]
 
 
 def chosen_backend(config: DataConfig) -> DataBackend:

@@ -80,8 +80,9 @@ def _lengths(config: RunConfig) -> list[str]:
         evaluate_every_epochs=config.evaluate_every_epochs,
         log_every_steps=config.log_every_steps,
     ) + _at_least(0, seed=config.seed)
-    if not 0 <= config.label_smoothing < 1:
-        problems.append(f"label_smoothing={config.label_smoothing} is outside [0, 1)")
+    for key in ("label_smoothing", "evaluate_label_smoothing"):
+        if not 0 <= getattr(config, key) < 1:
+            problems.append(f"{key}={getattr(config, key)} is outside [0, 1)")
     if config.max_grad_norm is not None and config.max_grad_norm <= 0:
         problems.append(f"max_grad_norm={config.max_grad_norm} must be positive; null for no clipping")
     if not config.name or any(letter in config.name for letter in "/\\\0") or config.name.startswith("."):
@@ -199,8 +200,11 @@ def _cluster(config: RunConfig) -> list[str]:
         for name in cluster.env
         if any(word in name.upper() for word in SECRET_WORDS)
     ]
-    if config.precision is Precision.bf16 and cluster.gpu_type in GPUS_WITHOUT_BF16:
-        problems.append(f"precision=bf16: {cluster.gpu_type} has no bf16 arithmetic; use precision=fp16")
+    problems += [
+        f"{key}=bf16: {cluster.gpu_type} has no bf16 arithmetic; use {key}=fp16"
+        for key in ("precision", "evaluate_precision")
+        if getattr(config, key) is Precision.bf16 and cluster.gpu_type in GPUS_WITHOUT_BF16
+    ]
     return problems
 
 

@@ -15,23 +15,8 @@ from imgnet.checkpoint.manifest import steps_of
 from imgnet.config import Mode, RunConfig, SlurmConfig, plain
 from imgnet.launch.observe import Observed, observe
 from imgnet.results.table import display_path
-from imgnet.rundir import is_claimed, read_json
+from imgnet.rundir import NOT_IN_THE_RESULT, NOT_IN_THE_RESULT_OF_CLUSTER, is_claimed, read_json
 
-NOT_IN_THE_RESULT = ("checkpoint", "log_every_steps", "skip_completed", "tracking")
-NOT_IN_THE_RESULT_OF_CLUSTER = (
-    "account",
-    "dry_run",
-    "exclude",
-    "max_parallel",
-    "max_requeues",
-    "notice_min",
-    "mem_gb",
-    "name",
-    "partition",
-    "sbatch",
-    "timeout_min",
-    "wait",
-)
 STANDARD_FOLDER = Path("multirun_outputs")
 
 
@@ -43,6 +28,13 @@ def identity(config: RunConfig) -> str:
     cluster = values["cluster"].items()
     values["cluster"] = {key: value for key, value in cluster if key not in NOT_IN_THE_RESULT_OF_CLUSTER}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def counts(override: str) -> bool:
+    """Whether what was typed, such as ``optimizer.lr=0.1``, may change what a run gives."""
+    group, _, key = override.lstrip("+~").partition("=")[0].partition(".")
+    left_out = NOT_IN_THE_RESULT_OF_CLUSTER if group == "cluster" else ()
+    return group not in NOT_IN_THE_RESULT and key.partition(".")[0] not in left_out
 
 
 def skips_completed(config: RunConfig) -> bool:

@@ -1,7 +1,6 @@
 """Queue again what did not come to its end: the failed runs of a sweep, and those whose directories are gone."""
 
 from contextlib import chdir
-from itertools import count
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -10,6 +9,7 @@ from imgnet.config import ConfigError, parse_saved
 from imgnet.launch.batch import QueuedRun
 from imgnet.launch.checks import check
 from imgnet.launch.observe import observe
+from imgnet.launch.snapshot import snapshot_of_now
 from imgnet.launch.submit import MEMORY, refuse_what_slurm_would, submit
 from imgnet.results.table import display_path
 from imgnet.rundir import read_json
@@ -36,7 +36,7 @@ def resubmit(path: Path) -> None:
         for run in runs:
             check(run.config)
         refuse_what_slurm_would(runs)
-        submit(runs, folder, code=_free_name(folder / "code"))
+        submit(runs, folder, code=snapshot_of_now(folder))
 
 
 def _not_completed(folder: Path, only: str | None) -> list[QueuedRun]:
@@ -55,9 +55,3 @@ def _not_completed(folder: Path, only: str | None) -> list[QueuedRun]:
 def _queued_run(run_dir: Path, memory: dict[str, object]) -> QueuedRun:
     config = parse_saved(OmegaConf.create(memory["config"]))  # type: ignore[arg-type]
     return QueuedRun(int(run_dir.name), config, list(memory["overrides"]), run_dir)  # type: ignore[call-overload]
-
-
-def _free_name(path: Path) -> Path:
-    """``path``, or the first free one of ``<name>-2``, ``-3``, ..."""
-    names = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in count(1))
-    return next(name for name in names if not name.exists())

@@ -34,14 +34,17 @@ def launch(composed: DictConfig) -> float | None:
         _take_part(config, composed, run_dir, placement, layout)
         return None
     if isinstance(config.cluster, SlurmConfig):
-        raise ConfigError(
-            [f"cluster={config.cluster.name}: leave hydra.mode and hydra/launcher alone; only ours submits to Slurm"]
-        )
+        raise ConfigError([no_other_launcher(config.cluster.name, "hydra.mode=RUN, or another hydra/launcher,")])
     _create(run_dir, composed, config, layout)
     with rundir.claimed(run_dir):
         _run_here(config, run_dir, layout)
     show_run(run_dir)
     return rundir.read_json(run_dir / "summary.json").get("val_acc1")
+
+
+def no_other_launcher(cluster: str, typed: str) -> str:
+    """The line for a run that would end before it has begun, since nobody submits it."""
+    return f"cluster={cluster}: {typed} submits nothing to Slurm; leave it out, or choose cluster=local"
 
 
 def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layout) -> None:
@@ -51,10 +54,11 @@ def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layo
     hydra = HydraConfig.get()
     rundir.create(
         run_dir,
-        composed,
-        OmegaConf.structured(hydra),
+        OmegaConf.to_yaml(composed),
+        hydra=OmegaConf.to_yaml(OmegaConf.structured(hydra)),
         overrides=list(hydra.overrides.task),
         seed=config.seed,
+        epochs=config.epochs,
         world_size=layout.world_size,
         identity=identity(config),
     )

@@ -2,35 +2,51 @@
 
 import time
 from collections.abc import Sequence
-from functools import cache
+from os.path import commonpath
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from imgnet.launch.observe import Observed
-from imgnet.results.table import display_path, distinct_names
+from imgnet.launch.repeats import counts
+from imgnet.results.table import differing, display_path
 from imgnet.rundir import read_json
 
 
+def by_time(run_dirs: Sequence[Path]) -> list[Path]:
+    """In the order in which they were last submitted or started; runs of a sweep stay together, in their own order."""
+    latest: dict[Path, str] = {}
+    for run_dir in run_dirs:
+        latest[run_dir.parent] = max(latest.get(run_dir.parent, ""), _when(run_dir))
+    return sorted(run_dirs, key=lambda run: (latest[run.parent], run.parent, len(run.name), run.name))
+
+
+def _when(run_dir: Path) -> str:
+    submitted = read_json(run_dir / "submission.json").get("submitted")
+    return max(submitted or "", read_json(run_dir / "run.json").get("start") or "")
+
+
 def status_table(seen: Sequence[Observed]) -> Group:
-    """A table of runs, and the errors of those that failed."""
+    """The folder of the runs, a table of what was typed for each and how it does, the errors of those that failed."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("run", "overrides", "job", "state"):
         table.add_column(column, overflow="fold")
     for column in ("epoch", "top-1 %", "left"):
         table.add_column(column, justify="right")
+    folder = Path(commonpath([one.run_dir.parent for one in seen])) if seen else Path()
     for one, name in zip(seen, _names(seen), strict=True):
-        table.add_row(display_path(one.run_dir), name, one.job_id or "-", _state(one), *_progress(one))
-    return Group(table, *(Text(error_of(one)) for one in seen if one.status == "failed"))
+        run = one.run_dir.relative_to(folder)
+        table.add_row(*map(Text, (str(run), name or "-", one.job_id or "-", _state(one), *_progress(one))))
+    errors = [Text(error_of(one)) for one in seen if one.status == "failed"]
+    return Group(Text(f"runs in {display_path(folder)}"), table, *errors)
 
 
 def _names(seen: Sequence[Observed]) -> list[str]:
-    """What was typed for each run, as far as they differ in it."""
-    return [" ".join(seen[0].run.get("overrides", []))] if len(seen) == 1 else distinct_names([s.run_dir for s in seen])
+    """What was typed for each run, as far as they differ in it and it may change what they give."""
+    return differing([[word for word in one.run.get("overrides", []) if counts(word)] for one in seen])
 
 
 def show_status(seen: Sequence[Observed], console: Console | None = None) -> None:
@@ -68,21 +84,13 @@ def _state(one: Observed) -> str:
 def _progress(one: Observed) -> tuple[str, str, str]:
     """Epochs done of all, the last validation top-1, and the time left."""
     path = one.run_dir / "summary.json"
-    summary, epochs = read_json(path), _epochs(one.run_dir)
+    summary, epochs = read_json(path), int(one.run.get("epochs", 0))
     done, acc1 = int(summary.get("epoch", 0)), summary.get("val_acc1")
     left = "-"
     if done and not one.is_over:
         each = (summary["train_time_s"] / done) + summary.get("eval_time_s", 0.0)
         left = duration(max(0.0, (epochs - done) * each - (time.time() - path.stat().st_mtime)))
     return f"{done}/{epochs}", "-" if acc1 is None else f"{acc1:.2f}", left
-
-
-@cache
-def _epochs(run_dir: Path) -> int:
-    path = run_dir / ".hydra" / "config.yaml"
-    config = OmegaConf.load(path) if path.is_file() else OmegaConf.create({"epochs": 0})
-    assert isinstance(config, DictConfig)
-    return int(config.epochs)
 
 
 def duration(seconds: float) -> str:

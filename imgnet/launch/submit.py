@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from imgnet import rundir
-from imgnet.config import ConfigError, SlurmConfig, plain
+from imgnet.config import ConfigError, SlurmConfig, as_yaml, plain
 from imgnet.launch import slurm
 from imgnet.launch.batch import JobArray, QueuedRun, arrays_of, batch_script, problems_of_folders, ranges
 from imgnet.launch.repeats import identity
@@ -55,7 +53,7 @@ def show_plan(runs: Sequence[QueuedRun]) -> None:
         sys.stdout.write(f"# batch script of {_runs(array)}, cluster={array.cluster.name}\n{batch_script(array)}\n")
     for run in runs:
         sys.stdout.write(f"# configuration of run {run.number} {' '.join(run.overrides)}\n")
-        sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(plain(run.config))) + "\n")
+        sys.stdout.write(as_yaml(run.config) + "\n")
 
 
 def submit(runs: Sequence[QueuedRun], folder: Path, *, code: Path) -> None:
@@ -128,10 +126,10 @@ def _make_run_dir(run: QueuedRun) -> None:
     assert isinstance(cluster, SlurmConfig)
     rundir.create(
         run.run_dir,
-        OmegaConf.create(plain(run.config)),
-        None,
+        as_yaml(run.config),
         overrides=run.overrides,
         seed=run.config.seed,
+        epochs=run.config.epochs,
         world_size=cluster.nodes * cluster.gpus_per_node,
         identity=identity(run.config),
         status="queued",

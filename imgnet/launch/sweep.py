@@ -1,8 +1,10 @@
 """The runs of one command: accepted or refused together, carried out in turn, compared at the end."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
+from io import StringIO
 from itertools import count
 from pathlib import Path
 
@@ -12,33 +14,65 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse
+from imgnet.config import HYDRA, ConfigError, RunConfig, SlurmConfig, parse
 from imgnet.launch.batch import QueuedRun
 from imgnet.launch.checks import check
+from imgnet.launch.composition import Composer
 from imgnet.launch.local import RunFailed
+from imgnet.launch.progress import progress
 from imgnet.launch.repeats import made_before, to_be_continued
+from imgnet.launch.start import no_other_launcher
 from imgnet.launch.submit import is_dry, refuse_what_slurm_would, show_plan, submit
 from imgnet.launch.wait import wait_for, waits
 from imgnet.published import PREPROCESSING
-from imgnet.results.table import show_comparison
-from imgnet.runtime import placement_from_environment
+from imgnet.results.table import show_results
+from imgnet.runtime import Placement, placement_from_environment
+
+
+@dataclass(frozen=True)
+class TypedRun:
+    """A run of the command, before anything is known of it."""
+
+    number: int
+    overrides: list[str]
+    composer: Composer
+
+    def composed(self) -> DictConfig:
+        """Its configuration with Hydra's own part, which then stands for this run wherever ``${hydra:...}`` is read.
+
+        Composed anew each time: a sweep of hundreds would hold millions of nodes.
+        """
+        config = self.composer.compose(self.overrides)
+        _keep_what_was_typed(config, self.overrides)
+        with read_write(config), open_dict(config):
+            config.hydra.job.num = self.number
+            config.hydra.job.id = str(self.number)
+        HydraConfig.instance().cfg = config  # pyright: ignore[reportAttributeAccessIssue]  (set_config takes as long)
+        return config
+
+
+def typed_runs(overrides: Sequence[Sequence[str]], composer: Composer, first: int = 0) -> list[TypedRun]:
+    """The runs with these overrides, numbered from ``first`` on."""
+    return [TypedRun(number, list(words), composer) for number, words in enumerate(overrides, first)]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A run that may be carried out."""
+
+    typed: TypedRun
+    config: RunConfig
+    subdir: str
+    """Its directory, in the folder of the sweep."""
 
 
 def run_sweep(
-    composed: Sequence[DictConfig],
-    overrides: Sequence[Sequence[str]],
-    first: int,
-    sweep_dir: Path,
-    task_function: TaskFunction,
-    *,
-    needs_results: bool = False,
+    runs: Sequence[TypedRun], sweep_dir: Path, task_function: TaskFunction, *, needs_results: bool = False
 ) -> list[JobReturn]:
     """Check every run; then queue those for Slurm, and carry out the others one after the other.
 
     Args:
-        composed: the configuration of each run, with Hydra's own part.
-        overrides: what the user typed for each.
-        first: number of the first run; a searching sweeper calls this again and again.
+        runs: of the command; a searching sweeper calls this again and again, with higher numbers.
         sweep_dir: where the runs' directories go, and a free name beside it where that is taken.
         task_function: ``run.py``'s ``main``.
         needs_results: wait for Slurm's jobs, whatever ``cluster.wait`` says.
@@ -50,58 +84,89 @@ def run_sweep(
         ConfigError: at least one run was refused; none was started.
         SystemExit: with 1, after all were tried, where one failed.
     """
-    configs = _check_all(composed, overrides)
-    numbered = dict(enumerate(composed, start=first))
+    accepted = {run.typed.number: run for run in accept(runs)}
     if placement_from_environment() is not None:
-        returns = {number: _run_one(config, sweep_dir, number, task_function) for number, config in numbered.items()}
+        returns = {number: _run_one(run, sweep_dir, task_function) for number, run in accepted.items()}
     else:
-        by_number = dict(zip(numbered, configs, strict=True))
-        returns = _carry_out(numbered, by_number, sweep_dir, task_function, needs_results=needs_results)
-    return _conclude([returns[number] for number in numbered if number in returns])
+        returns = _carry_out(accepted, sweep_dir, task_function, needs_results=needs_results)
+    return _conclude([returns[number] for number in accepted if number in returns])
+
+
+def refuse_what_others_cannot(runs: Sequence[TypedRun], launcher: str) -> None:
+    """Before another launcher of Hydra's has written anything: refuse what it would not carry out.
+
+    Raises:
+        ConfigError: a run is refused, or is one for Slurm, which our launcher alone queues.
+    """
+    queued = {run.config.cluster.name: None for run in accept(runs) if isinstance(run.config.cluster, SlurmConfig)}
+    if queued:
+        raise ConfigError([no_other_launcher(name, f"hydra/launcher={launcher}") for name in queued])
+
+
+def read_returns(returns: Sequence[JobReturn]) -> None:
+    """Raise what the runs of another launcher raised: it lies in what that returns, where nobody else looks.
+
+    Raises:
+        ConfigError: runs were refused.
+        RunFailed: runs failed; all of them in one.
+        Exception: the first that one raised.
+    """
+    raised = [error for result in returns if (error := _raised(result))]
+    if refused := [problem for error in raised if isinstance(error, ConfigError) for problem in error.problems]:
+        raise ConfigError(refused)
+    if raised and all(isinstance(error, RunFailed) for error in raised):
+        raise RunFailed("\n".join(map(str, raised)))
+    for error in raised:
+        raise error
+
+
+def _raised(result: JobReturn) -> Exception | None:
+    if result.status is not JobStatus.FAILED:
+        return None
+    try:
+        with redirect_stderr(StringIO()):  # it prints a line beside
+            return RunFailed(f"a run failed with {result.return_value!r}")
+    except Exception as error:
+        return error
 
 
 def _carry_out(
-    numbered: dict[int, DictConfig],
-    configs: dict[int, RunConfig],
-    sweep_dir: Path,
-    task_function: TaskFunction,
-    *,
-    needs_results: bool,
+    accepted: Mapping[int, Accepted], sweep_dir: Path, task_function: TaskFunction, *, needs_results: bool
 ) -> dict[int, JobReturn]:
     """Make the runs that were not made before. A dry run prints, and returns nothing."""
-    returns = made_before(configs, sweep_dir)
-    lacking = {number: config for number, config in numbered.items() if number not in returns}
-    queued = [number for number in lacking if isinstance(configs[number].cluster, SlurmConfig)]
-    planned = [_queued_run(number, configs[number], numbered[number], sweep_dir) for number in queued]
+    returns = made_before({number: run.config for number, run in accepted.items()}, sweep_dir)
+    lacking = {number: run for number, run in accepted.items() if number not in returns}
+    planned = [_queued_run(run, sweep_dir) for run in lacking.values() if isinstance(run.config.cluster, SlurmConfig)]
     if is_dry(planned):
         show_plan(planned)
         return {}
     refuse_what_slurm_would(planned)
     if lacking:
-        folder = (_claim(sweep_dir) if 0 in numbered else sweep_dir).absolute()
+        folder = (_claim(sweep_dir) if 0 in accepted else sweep_dir).absolute()
         submit([replace(run, run_dir=folder / run.run_dir.name) for run in planned], folder, code=folder / "code")
-        returns |= {number: JobReturn(working_dir=str(folder / str(number))) for number in queued}
+        returns |= {run.number: JobReturn(working_dir=str(folder / str(run.number))) for run in planned}
         for number in lacking.keys() - returns.keys():
-            unfinished = to_be_continued(configs[number], sweep_dir)
-            returns[number] = _run_one(numbered[number], folder, number, task_function, unfinished)
-    if needs_results or any(waits(config) for config in configs.values()):
+            unfinished = to_be_continued(lacking[number].config, sweep_dir)
+            returns[number] = _run_one(lacking[number], folder, task_function, unfinished)
+    if needs_results or any(waits(run.config) for run in accepted.values()):
         wait_for([result for result in returns.values() if result.status is JobStatus.UNKNOWN])
     return returns
 
 
-def _queued_run(number: int, config: RunConfig, composed: DictConfig, folder: Path) -> QueuedRun:
-    run_dir = _set_run_dir(composed, folder, number)
-    if run_dir.name != str(number) or run_dir.parent != folder.absolute():
-        subdir = composed.hydra.sweep.subdir
-        raise ConfigError([f"hydra.sweep.subdir={subdir}: a Slurm array needs folders that are named by their number"])
-    return QueuedRun(number, config, list(composed.hydra.overrides.task), run_dir)
+def _queued_run(run: Accepted, folder: Path) -> QueuedRun:
+    number = run.typed.number
+    if Path(run.subdir) != Path(str(number)):
+        raise ConfigError(
+            [f"hydra.sweep.subdir={run.subdir}: a Slurm array needs folders that are named by their number"]
+        )
+    return QueuedRun(number, run.config, run.typed.overrides, folder.absolute() / str(number))
 
 
 def _conclude(returns: list[JobReturn]) -> list[JobReturn]:
     """Compare what came out, and end the process where a run failed."""
     ended = [result for result in returns if result.status is not JobStatus.UNKNOWN]
     if len(ended) == len(returns) > 1:
-        show_comparison([Path(result.working_dir) for result in returns if result.working_dir])
+        show_results([Path(result.working_dir) for result in returns if result.working_dir])
     failed = [result for result in ended if result.status is JobStatus.FAILED]
     if failed:
         _say_which_failed(failed, len(returns))
@@ -109,23 +174,33 @@ def _conclude(returns: list[JobReturn]) -> list[JobReturn]:
     return returns
 
 
-def _check_all(composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) -> list[RunConfig]:
+def accept(runs: Sequence[TypedRun]) -> list[Accepted]:
+    """Check the runs of a command.
+
+    Raises:
+        ConfigError: a line for each problem, which of the runs have it included.
+    """
     placement = placement_from_environment()
-    if placement is not None and len(composed) > 1:
-        raise ConfigError([f"a sweep of {len(composed)} runs inside one job of torchrun or srun; start one run there"])
+    if placement is not None and len(runs) > 1:
+        raise ConfigError([f"a sweep of {len(runs)} runs inside one job of torchrun or srun; start one run there"])
     refused: dict[str, list[str]] = {}
-    configs = []
-    for config, typed in zip(composed, overrides, strict=True):
+    accepted = []
+    for run in progress(runs, "checked"):
         try:
-            _keep_what_was_typed(config, typed)
-            configs.append(parse(config))
-            check(configs[-1], placement)
+            accepted.append(_accept(run, placement))
         except ConfigError as error:
             for problem in error.problems:
-                refused.setdefault(problem, []).append(" ".join(typed))
+                refused.setdefault(problem, []).append(" ".join(run.overrides))
     if refused:
-        raise ConfigError([problem + _where(runs, len(composed)) for problem, runs in refused.items()])
-    return configs
+        raise ConfigError([problem + _where(which, len(runs)) for problem, which in refused.items()])
+    return accepted
+
+
+def _accept(run: TypedRun, placement: Placement | None) -> Accepted:
+    composed = run.composed()
+    config = parse(composed)
+    check(config, placement)
+    return Accepted(run, config, str(composed.hydra.sweep.subdir))
 
 
 def _keep_what_was_typed(config: DictConfig, typed: Sequence[str]) -> None:
@@ -156,13 +231,15 @@ def _claim(sweep_dir: Path) -> Path:
     raise AssertionError("unreachable")
 
 
-def _run_one(
-    config: DictConfig, folder: Path, number: int, task_function: TaskFunction, unfinished: Path | None = None
-) -> JobReturn:
+def _run_one(run: Accepted, folder: Path, task_function: TaskFunction, unfinished: Path | None = None) -> JobReturn:
     """Carry out a run in a directory of its own, or go on in that of an unfinished one."""
-    run_dir = _set_run_dir(config, folder, number, unfinished)
-    task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    result = JobReturn(overrides=list(config.hydra.overrides.task), working_dir=str(run_dir))
+    config = run.typed.composed()
+    run_dir = unfinished or (folder / run.subdir).absolute()
+    with read_write(config), read_write(config.hydra.runtime), open_dict(config):
+        config.hydra.runtime.output_dir = str(run_dir)
+    HydraConfig.instance().set_config(config)
+    task = OmegaConf.masked_copy(config, [str(key) for key in config if key != HYDRA])
+    result = JobReturn(overrides=run.typed.overrides, working_dir=str(run_dir))
     try:
         result.return_value = task_function(task)
         result.status = JobStatus.COMPLETED
@@ -171,18 +248,6 @@ def _run_one(
         result.return_value = failure
         result.status = JobStatus.FAILED
     return result
-
-
-def _set_run_dir(config: DictConfig, folder: Path, number: int, unfinished: Path | None = None) -> Path:
-    """Complete Hydra's own part of the configuration, as its launchers do, so that ``${hydra:...}`` can be used."""
-    with read_write(config), read_write(config.hydra.runtime), open_dict(config):
-        config.hydra.job.num = number
-        config.hydra.job.id = str(number)
-        HydraConfig.instance().set_config(config)
-        run_dir = unfinished or (folder / str(config.hydra.sweep.subdir)).absolute()
-        config.hydra.runtime.output_dir = str(run_dir)
-    HydraConfig.instance().set_config(config)
-    return run_dir
 
 
 def _say_which_failed(failed: Sequence[JobReturn], num_runs: int) -> None:

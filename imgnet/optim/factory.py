@@ -8,7 +8,7 @@ import torch
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from imgnet.config import AccumAdamConfig, AdamConfig, OptimizerConfig, SgdConfig
+from imgnet.config import AccumAdamConfig, AdamConfig, Decay, OptimizerConfig, SgdConfig
 from imgnet.optim.accum_adam import AccumAdam, AccumAdamW
 from imgnet.optim.kernels import FUSED_DEVICES, check_before_step, has_fused
 from imgnet.optim.quasi_global import QuasiGlobalSGD
@@ -19,9 +19,8 @@ Groups = list[dict[str, Any]]
 def build_optimizer(named_parameters: Iterable[tuple[str, Parameter]], config: OptimizerConfig) -> Optimizer:
     """The optimizer of a model, or of one bucket of its parameters.
 
-    Those of two or more dimensions are decayed, the others (biases, normalisation) not; each kind is a parameter
-    group where it is not empty, in this order. Updates are torch's fused ones on CPU and CUDA, and its foreach ones
-    elsewhere.
+    Those that are decayed (:class:`imgnet.config.Decay`) and those that are not are a parameter group each where there
+    are any, in this order. Updates are torch's fused ones on CPU and CUDA, and its foreach ones elsewhere.
 
     All of them honour ``grad_scale`` and ``found_inf`` as ``torch.amp.GradScaler`` sets them: with ``found_inf`` 1 a
     step changes neither parameters nor state, and the host does not wait to know. (Not so the foreach ones.)
@@ -29,8 +28,8 @@ def build_optimizer(named_parameters: Iterable[tuple[str, Parameter]], config: O
     Raises:
         ValueError: The name is unknown, there is nothing to optimize, or a setting is out of its range.
     """
-    parameters = [parameter for _, parameter in named_parameters]
-    if not parameters:
+    named_parameters = list(named_parameters)
+    if not named_parameters:
         raise ValueError("there are no parameters to optimize")
     if config.name not in BUILDERS:
         near = get_close_matches(config.name, BUILDERS, n=1)
@@ -39,14 +38,17 @@ def build_optimizer(named_parameters: Iterable[tuple[str, Parameter]], config: O
     build, schema = BUILDERS[config.name]
     if not isinstance(config, schema):
         raise ValueError(f"optimizer={config.name} needs a {schema.__name__}; got a {type(config).__name__}")
-    return build(decay_groups(parameters, config.weight_decay), config)
+    return build(decay_groups(named_parameters, config.weight_decay, config.decay), config)
 
 
-def decay_groups(parameters: Iterable[Parameter], weight_decay: float) -> Groups:
+def decay_groups(
+    named_parameters: Iterable[tuple[str, Parameter]], weight_decay: float, decay: Decay = Decay.by_shape
+) -> Groups:
     """Parameters to decay, then those not to; without the empty ones."""
     decayed, plain = [], []
-    for parameter in parameters:
-        (decayed if parameter.ndim >= 2 else plain).append(parameter)
+    for name, parameter in named_parameters:
+        is_decayed = parameter.ndim >= 2 if decay is Decay.by_shape else not ("bn" in name or "bias" in name)
+        (decayed if is_decayed else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

@@ -11,6 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.futures import Future
 
 from imgnet.config import AllReduceConfig, Compression
+from imgnet.parallel.schedule import powersgd_start_step
 
 
 class Compressor(ABC):
@@ -19,6 +20,10 @@ class Compressor(ABC):
     def __init__(self) -> None:
         self.handed_over = 0
         """Bytes that this worker gave to all-reduces so far."""
+
+    @abstractmethod
+    def begin_step(self, step: int) -> None:
+        """Say which step of the run comes, before its gradients do."""
 
     @abstractmethod
     def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
@@ -37,10 +42,13 @@ class Compressor(ABC):
 class Bf16(Compressor):
     """Messages in bf16. Each worker divides its gradient by their number first; partial sums are rounded as well."""
 
+    def begin_step(self, step: int) -> None:
+        """All steps are alike."""
+
     def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """See :meth:`Compressor.average`."""
         self.handed_over += bucket.buffer().numel() * torch.bfloat16.itemsize
-        return bf16_compress_hook(_all_workers(), bucket)
+        return bf16_compress_hook(all_workers(), bucket)
 
     def state(self) -> dict[str, Any]:
         """Nothing is carried from step to step."""
@@ -54,28 +62,35 @@ class Bf16(Compressor):
 class PowerSgd(Compressor):
     """PowerSGD (Vogels et al., NeurIPS 2019, arXiv 1905.13727) with error feedback and warm start.
 
-    A gradient M of worker i, seen as a matrix with a row for each output, and its error e so far::
+    On worker i, with its gradient as a matrix that has a row for each output, and its error e_i so far::
 
         M_i = gradient_i + e_i;  P = orthogonal(mean M_i Q);  Q = mean M_i^T P;  gradient = P Q^T;  e_i = M_i - gradient
 
     Vectors, and matrices that would not become ``min_compression_rate`` times smaller, are averaged as they are. All is
-    kept by the number of the bucket, so that buckets must be the same after a restart. It takes two copies of the
-    gradient in memory, one of them for the length of a step.
+    kept by the number of the bucket, so that buckets must be the same after a restart. The errors are one more copy of
+    the model in memory.
+
+    With a rank of 1 or 2 the hook orthogonalises without a guard, and a gradient that is zero on all workers becomes
+    nan; from 3 on it uses a QR decomposition, which does not mind.
 
     Args:
-        rank: columns of P and Q.
-        start_step: steps before it are averaged as they are; 2 or more, for buckets are formed anew after the first.
+        rank: columns of P and Q; fewer where a matrix has fewer rows or columns.
+        start_step: steps before it are averaged as they are; 2 or more, for DDP forms its buckets anew after the first.
         min_compression_rate: see above.
     """
 
     def __init__(self, *, rank: int, start_step: int, min_compression_rate: float) -> None:
         super().__init__()
         self._hook = PowerSGDState(
-            _all_workers(),
+            all_workers(),
             matrix_approximation_rank=rank,
             start_powerSGD_iter=start_step,
-            min_compression_rate=min_compression_rate,
+            min_compression_rate=min_compression_rate,  # type: ignore[arg-type]  (any number; its default is an int)
         )
+
+    def begin_step(self, step: int) -> None:
+        """See :meth:`Compressor.begin_step`. The hook counts for itself, from the start of the process."""
+        self._hook.iter = step
 
     def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """See :meth:`Compressor.average`.
@@ -98,7 +113,6 @@ class PowerSgd(Compressor):
         hook = self._hook
         numbers = hook.rng.get_state(legacy=False)
         return {
-            "iter": hook.iter,
             "errors": dict(hook.error_dict),
             "p": dict(hook.p_memory_dict),
             "q": dict(hook.q_memory_dict),
@@ -107,7 +121,6 @@ class PowerSgd(Compressor):
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
         """See :meth:`Compressor.restore`."""
-        self._hook.iter = state["iter"]
         self._hook.error_dict = {index: values.to(device) for index, values in state["errors"].items()}
         self._hook.p_memory_dict = {index: values.to(device) for index, values in state["p"].items()}
         self._hook.q_memory_dict = {index: values.to(device) for index, values in state["q"].items()}
@@ -119,7 +132,7 @@ def build_compressor(config: AllReduceConfig, warmup_steps: int) -> Compressor |
 
     Args:
         config: of the topology.
-        warmup_steps: steps in which the learning rate still rises: as long PowerSGD waits, unless told otherwise.
+        warmup_steps: steps in which the learning rate rises.
     """
     if config.compression is Compression.bf16:
         return Bf16()
@@ -132,6 +145,7 @@ def build_compressor(config: AllReduceConfig, warmup_steps: int) -> Compressor |
     return None
 
 
-def _all_workers() -> dist.ProcessGroup:
+def all_workers() -> dist.ProcessGroup:
+    """The process group of everybody."""
     assert isinstance(dist.group.WORLD, dist.ProcessGroup)
     return dist.group.WORLD

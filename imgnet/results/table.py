@@ -1,6 +1,7 @@
-"""Tables in the terminal: one run, or several side by side."""
+"""What a command prints of a run that it has made, and the names of runs."""
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,29 +34,21 @@ def show_run(run_dir: Path, console: Console | None = None) -> None:
         console.print(f"next:    imgnet plot {typed_path(run_dir)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_comparison(run_dirs: Sequence[Path], console: Console | None = None) -> None:
-    """Print one row for each run: what was chosen, and what came out."""
-    console = console or _console()
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("run")
-    for column in ("status", "epochs", "top-1 %", "best %", "distance", "training s", "images/s"):
-        table.add_column(column, justify="right")
-    for name, run_dir in zip(distinct_names(run_dirs), run_dirs, strict=True):
-        summary, run = read_json(run_dir / "summary.json"), read_json(run_dir / "run.json")
-        table.add_row(
-            name,
-            str(run.get("status", "not started")),
-            _number(summary, "epoch", ".0f"),
-            _number(summary, "val_acc1", ".2f"),
-            _number(summary, "best_acc1", ".2f"),
-            _number(summary, "consensus_distance", ".3g"),
-            _number(summary, "train_time_s", ".1f"),
-            _number(summary, "images_per_s", ",.0f"),
-        )
-    console.print(table)
+def show_results(run_dirs: Sequence[Path]) -> None:
+    """Print what came out of the runs of one command, as ``imgnet results`` does."""
+    from imgnet.results.files import Problems  # scipy takes half a second, which no start of a run has to wait for
+    from imgnet.results.formats import print_sheets, sheets
+    from imgnet.results.groups import group_runs
+    from imgnet.results.measures import results_of
+    from imgnet.results.read import read_run
+
+    problems = Problems()
+    runs = [run for run_dir in run_dirs if (run := read_run(run_dir, problems)) is not None]
+    print_sheets(sheets(results_of(group_runs(runs))))
+    sys.stderr.writelines(f"{line}\n" for line in problems.lines())
     folders = sorted({path.parent for path in run_dirs})
     shown = " ".join(typed_path(path) for path in (folders if len(folders) == 1 else run_dirs))
-    console.print(f"next: imgnet plot {shown}", markup=False, highlight=False, soft_wrap=True)
+    print(f"next: imgnet report {shown}")
 
 
 def _console() -> Console:
@@ -66,10 +59,14 @@ def _console() -> Console:
 
 def distinct_names(run_dirs: Sequence[Path]) -> list[str]:
     """A name for each run: the overrides in which they differ, or the folder where there are none."""
-    overrides = [list(read_json(path / "run.json").get("overrides", [])) for path in run_dirs]
-    common = set(overrides[0]).intersection(*overrides) if overrides else set()
-    names = [" ".join(word for word in words if word not in common) for words in overrides]
+    names = differing([read_json(path / "run.json").get("overrides", []) for path in run_dirs])
     return [name or display_path(path) for name, path in zip(names, run_dirs, strict=True)]
+
+
+def differing(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Of the overrides of each run those that not all have; all of them where there is one run only."""
+    common = set(overrides[0]).intersection(*overrides) if len(overrides) > 1 else set()
+    return [" ".join(word for word in words if word not in common) for words in overrides]
 
 
 def display_path(path: Path) -> str:
