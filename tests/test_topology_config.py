@@ -180,6 +180,38 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     ),
     (["topology=allreduce", "optimizer.quasi_global=true"], ["optimizer.quasi_global=true is momentum for workers"]),
     (
+        ["topology=allreduce", "topology.compression=powersgd", "topology.powersgd_rank=0"],
+        ["topology.powersgd_rank=0; at least 1 is needed"],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=powersgd", "topology.powersgd_start_step=1"],
+        ["topology.powersgd_start_step=1; torch's hook needs at least 2"],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=powersgd", "topology.powersgd_min_compression_rate=nan"],
+        ["topology.powersgd_min_compression_rate=nan; a number from 0 on is needed"],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=powersgd", "precision=fp16"],
+        ["topology.compression=powersgd would carry an overflow of fp16's loss scale over to all later steps; use"],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=powersgd", "topology.powersgd_start_step=12", "epochs=6", "data.num_train=480"],
+        ["topology.powersgd_start_step=12 leaves nothing of the run's 12 steps to compress"],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=powersgd", "max_steps=20"],
+        ["topology.powersgd_start_step="],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=bf16", "topology.powersgd_rank=2"],
+        ["topology.powersgd_rank=2 needs topology.compression=powersgd; it is bf16"],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=powersgd", "cluster.cpu_workers_per_node=1"],
+        ["topology.compression=powersgd has nothing to make smaller: one worker sends nothing"],
+    ),
+    (
         ["topology=ring", "optimizer.quasi_global=true", "optimizer.momentum=0"],
         ["optimizer.quasi_global=true needs optimizer.momentum above 0"],
     ),
@@ -203,6 +235,9 @@ def test_refused_with_one_line_for_each_problem(overrides: list[str], lines: lis
             ["topology=complete", "topology.num_rows=2"],
             "unknown key 'topology.num_rows'; in topology, known: bucket_mb, engine, every, name, schedule, wire_dtype",
         ),
+        (["topology=ring", "topology.compression=powersgd"], "unknown key 'topology.compression'; in topology, "),
+        (["topology=allreduce", "topology.compression=psgd"], "topology.compression=psgd: no such choice; "),
+        (["topology=allreduce", "topology.powersgd_rank=1.5"], "topology.powersgd_rank=1.5: must be a whole number"),
         (["topology=ring", "topology.wiredtype=bf16"], "unknown key 'topology.wiredtype'; in topology, did you mean "),
         (["topology=ring", "topology.wire_dtype=fp8"], "topology.wire_dtype=fp8: no such choice; known: bf16, fp32"),
     ],

@@ -20,7 +20,7 @@ from imgnet.config import (
     WireDtype,
 )
 from imgnet.data import checks as data_checks
-from imgnet.launch import batch
+from imgnet.launch import batch, compression
 from imgnet.launch.layout import Layout, layout_of
 from imgnet.parallel.schedule import build_schedule, node_size
 from imgnet.parallel.topology import GroupRound, NeighbourRound, Schedule
@@ -228,7 +228,8 @@ def _batches(config: RunConfig, layout: Layout) -> list[str]:
 def _topology(config: RunConfig, layout: Layout) -> list[str]:
     topology = config.topology
     if isinstance(topology, AllReduceConfig):
-        return _at_least(1, topology__bucket_mb=topology.bucket_mb) + _of_decentralized_runs_only(config)
+        problems = _at_least(1, topology__bucket_mb=topology.bucket_mb) + _of_decentralized_runs_only(config)
+        return problems + compression.problems(config, topology, layout.world_size)
     assert isinstance(topology, DecentralizedConfig)
     problems = _at_least(1, topology__bucket_mb=topology.bucket_mb) + _switches(topology, config.epochs)
     try:
