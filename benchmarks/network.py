@@ -155,23 +155,27 @@ def main(
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # the network is removed then, too
     if os.geteuid() != 0:
         raise typer.BadParameter("network namespaces need root")
-    plain = [Case(method, wire, straggler=False) for method, wire in product(methods.split(","), WIRES)]
-    slowed = [Case(method, "fp32", straggler=True) for method in methods.split(",")]
-    cases = plain + slowed
+    cases = cases_of(methods.split(","))
     results: list[Result] = []
     with Network() as network:
         for rate in rates:
             network.limit(rate)
             task = {"rate_mbit": rate, "steps": steps, "compute_s": compute_s, "bucket_mb": bucket_mb}
-            results += measure_on_hosts(network, cases, task)
+            results += [result_of(row) for row in run_on_hosts(network, cases, task)]
             title = f"{rate} Mbit/s, {compute_s} s of computation, TCP {network.congestion_control}"
             _print_table([result for result in results if result.rate_mbit == rate], title)
     if out is not None:
         out.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results), encoding="utf-8")
 
 
-def measure_on_hosts(network: Network, cases: Sequence[Case], settings: dict[str, Any]) -> list[Result]:
-    """Run the cases one after the other, with one worker on each host."""
+def cases_of(methods: Sequence[str]) -> list[Case]:
+    """Each method with each kind of message, then each with a slow worker."""
+    plain = [Case(method, wire, straggler=False) for method, wire in product(methods, WIRES)]
+    return plain + [Case(method, "fp32", straggler=True) for method in methods]
+
+
+def run_on_hosts(network: Network, cases: Sequence[Case], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run the cases one after the other, with one worker on each host. Returns what rank 0 printed, line by line."""
     task = json.dumps({"cases": [asdict(case) for case in cases]} | settings)
     workers: list[subprocess.Popen[str]] = []
     try:
@@ -190,8 +194,12 @@ def measure_on_hosts(network: Network, cases: Sequence[Case], settings: dict[str
         for worker in workers:
             worker.kill()
             worker.wait()
-    rows = [json.loads(line) for line in printed.splitlines()]
-    return [Result(**(row | {"case": Case(**row["case"])})) for row in rows]
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def result_of(row: dict[str, Any]) -> Result:
+    """A line of a worker."""
+    return Result(case=Case(**row["case"]), **{key: value for key, value in row.items() if key != "case"})
 
 
 def _print_table(results: Sequence[Result], title: str) -> None:

@@ -5,9 +5,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,11 +26,17 @@ from imgnet.parallel.collectives import sum_over_workers
 from imgnet.parallel.decentralized import Decentralized
 from imgnet.parallel.strategy import Strategy
 from imgnet.parallel.topology import Schedule, build_topology, bytes_per_step
+from imgnet.plan.buckets import Gradient
+from imgnet.plan.computation import Computation
+from imgnet.plan.measure import measure_passes, measure_updates
+from imgnet.plan.measure_network import as_values, measure_network
 from imgnet.runtime import Runtime
 
 PORT = 29_500
 WORKERS_PER_NODE = 2
 WARM_UP_STEPS = 2
+NUM_MEASURED_PASSES = 4
+NUM_MEASURED_UPDATES = 10
 SHARE_OF_FORWARD = 1 / 3
 NUM_PARAMETERS = 25_557_032
 WIDTHS = {"fp32": 4, "bf16": 2}
@@ -102,14 +109,19 @@ def objective(module: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return module(images) + 0 * targets.sum()
 
 
-def make_strategy(case: Case, module: nn.Module, runtime: Runtime, bucket_mb: int | None) -> Strategy:
-    """What the case is about, on new parameters; with messages as large as a run's, where no size is given."""
-    defaults = AllReduceConfig if case.method == "allreduce" else DecentralizedConfig
+def bucket_mb_of(method: str, task: dict[str, Any]) -> int:
+    """Size of a message: as the task says, or as in a run where it says nothing."""
+    defaults = AllReduceConfig if method == "allreduce" else DecentralizedConfig
+    return task["bucket_mb"] or defaults.bucket_mb
+
+
+def make_strategy(case: Case, module: nn.Module, runtime: Runtime, bucket_mb: int) -> Strategy:
+    """What the case is about, on new parameters."""
     common = {
         "num_accumulation_steps": 1,
         "max_grad_norm": None,
         "scaler": LossScaler(runtime.device, enabled=False),
-        "bucket_mb": bucket_mb or defaults.bucket_mb,
+        "bucket_mb": bucket_mb,
     }
     if case.method == "allreduce":
         strategy = AllReduce(module, objective, lambda named: build_optimizer(named, SGD), runtime, **common)
@@ -134,16 +146,23 @@ def limit_s(case: Case, rate_mbit: int, compute_s: float) -> float:
     return max(compute_s, wire_s)
 
 
+def slow_ranks() -> Iterator[int]:
+    """Who is slow in step 0, 1, 2, ...; the same on all workers, and in a prediction."""
+    random = Random(1)  # noqa: S311
+    while True:
+        yield random.randrange(HOSTS)
+
+
 def measure(case: Case, runtime: Runtime, task: dict[str, Any]) -> Result:
     """Steps of one case. Collective."""
     torch.manual_seed(0)
     module = PacedResNet50()
-    strategy = make_strategy(case, module, runtime, task["bucket_mb"])
-    draw = Random(1)  # noqa: S311  (which worker is slow)
+    strategy = make_strategy(case, module, runtime, bucket_mb_of(case.method, task))
+    draw = slow_ranks()
     images, targets = torch.zeros(1, 3, 8, 8), torch.zeros(1)
 
     def step(number: int) -> None:
-        slow = case.straggler and draw.randrange(HOSTS) == runtime.rank
+        slow = case.straggler and next(draw) == runtime.rank
         module.pace.compute_s = task["compute_s"] * (2 if slow else 1)
         strategy.step(images, targets, SGD.lr, number)
 
@@ -161,6 +180,36 @@ def measure(case: Case, runtime: Runtime, task: dict[str, Any]) -> Result:
     means = [total / HOSTS / task["steps"] for total in sum_over_workers(measured, runtime.device)]
     rate = task["rate_mbit"]
     return Result(case, rate, *means, limit_s=limit_s(case, rate, task["compute_s"]))
+
+
+def measure_parts(runtime: Runtime, task: dict[str, Any]) -> dict[str, Any]:
+    """What a prediction starts from: a link between two hosts, and a step of all workers without messages. Collective.
+
+    Returns:
+        ``link``: latency and bandwidth; ``points`` of the curve; ``computation``, times as means over the workers.
+    """
+    measured = measure_network(replace(runtime, local_rank=0, local_world_size=1))
+    assert measured.between is not None
+    module = PacedResNet50()
+    module.pace.compute_s = task["compute_s"]
+    images, targets = torch.zeros(1, 3, 8, 8), torch.zeros(1)
+    passes = measure_passes(module, lambda: objective(module, images, targets), NUM_MEASURED_PASSES, runtime.device)
+    make = lambda named: build_optimizer(named, SGD)  # noqa: E731
+    updates = measure_updates(module, make, bucket_mb_of("ring", task), NUM_MEASURED_UPDATES, runtime.device)
+    times = [median(passes.seconds), updates.update_s, updates.bucket_s, *updates.mixing_s.values()]
+    pass_s, update_s, bucket_s, *mixing_s = (total / HOSTS for total in sum_over_workers(times, runtime.device))
+    sizes = [parameter.numel() for parameter in module.parameters()]
+    computation = Computation(
+        about="paced",
+        gradients=tuple(map(Gradient, sizes, passes.ready)),
+        fixed_s=pass_s,
+        image_s=0.0,
+        update_s=update_s,
+        bucket_s=bucket_s,
+        mixing_s=dict(zip(updates.mixing_s, mixing_s, strict=True)),
+    )
+    points = as_values(measured)["points"]
+    return {"link": asdict(measured.between), "points": points, "computation": asdict(computation)}
 
 
 def _bytes_sent() -> int:
@@ -181,6 +230,10 @@ def main() -> None:
     """Run the cases that the second argument lists, as the rank that the first one names."""
     rank, task = int(sys.argv[1]), json.loads(sys.argv[2])
     with joined(rank) as runtime:
+        if task.get("measures_parts"):
+            parts = measure_parts(runtime, task)
+            if runtime.is_main:
+                print(json.dumps(parts), flush=True)
         for written in task["cases"]:
             result = measure(Case(**written), runtime, task)
             if runtime.is_main:

@@ -39,6 +39,7 @@ from imgnet.data.loader import TrainLoader, build_eval_loader, build_train_loade
 from imgnet.models import build_model
 from imgnet.optim.factory import build_optimizer
 from imgnet.parallel.build import build_strategy
+from imgnet.parallel.hang import HangWatch
 from imgnet.parallel.requests import Requests
 from imgnet.runtime import Runtime
 from imgnet.tracking import Tracker
@@ -98,7 +99,7 @@ def measure(runtime: Runtime, steps: int, rounds: int, folder: Path) -> list[tup
     bare = Bare(config, runtime, loader)
     times = []
     for _ in range(rounds + 1):
-        loop = Loop(config, runtime, folder, model, strategy, loader, evaluating)
+        loop = Loop(config, runtime, folder, model, strategy, loader, evaluating, HangWatch(None, lambda *_: None))
         requests = Requests(threading.Event(), None, runtime.rank)
         with Tracker(config, runtime, folder, loader.steps_per_epoch) as tracker:
             times.append((timed(partial(loop.train_epoch, tracker, requests)), timed(bare.run)))

@@ -13,6 +13,7 @@ from imgnet import rundir
 from imgnet.checkpoint.cli import app as checkpoint_app
 from imgnet.config import ConfigError
 from imgnet.data.cli import app as data_app
+from imgnet.plan.cli import app as plan_app
 from imgnet.refuse import refuse, refuse_without_directory
 from imgnet.results.cli import app as results_app
 
@@ -21,6 +22,7 @@ app.add_typer(data_app, name="data", help="Prepare images: from archives to tar 
 
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(results_app)
+app.add_typer(plan_app)
 topology_app = typer.Typer(no_args_is_help=True, help="Look at topologies before using them.")
 app.add_typer(topology_app, name="topology")
 
@@ -72,21 +74,15 @@ def logs(
 @app.command()
 def cancel(runs: Runs) -> None:
     """End jobs of Slurm, whether they wait or run."""
-    from imgnet.launch import slurm
-    from imgnet.launch.observe import observe
+    from imgnet.launch.cancel import cancel_runs
 
-    alive = {one.run_dir: one.job_id for one in observe(_existing(runs)) if one.job_id and not one.is_over}
-    if not alive:
-        refuse("none of these runs is in Slurm's queue")
     with _one_line():
-        slurm.cancel(list(alive.values()))
-    for run, job_id in alive.items():
-        typer.echo(f"cancelled: {run}, job {job_id}")
+        cancel_runs(_existing(runs))
 
 
 @app.command()
 def resubmit(path: Annotated[Path, typer.Argument(help="The folder of a sweep, or one run.")]) -> None:
-    """Submit those runs of a sweep again that failed or are missing."""
+    """Submit those runs of a sweep again that failed, were cancelled or are missing."""
     from imgnet.launch.resubmit import resubmit as submit_again
 
     with _one_line():

@@ -72,6 +72,15 @@ class WireDtype(Enum):
     bf16 = "bf16"
 
 
+class GroupAlgorithm(Enum):
+    """How a group of workers is summed. ``auto``: ring or tree, whichever is faster for a message, as NCCL chooses."""
+
+    auto = "auto"
+    ring = "ring"
+    tree = "tree"
+    two_level = "two_level"
+
+
 class DataKind(Enum):
     """Where images come from."""
 
@@ -352,10 +361,33 @@ class AccumAdamConfig(AdamConfig):
 
 
 @dataclass
+class NetworkConfig:
+    """What the links of a cluster carry. For predictions alone (docs/planning.md); no run depends on it.
+
+    Gbit are 10^9 bits, in each of both directions.
+    """
+
+    between_gbit_s: float | None = None
+    """Of one network interface of a node."""
+    between_latency_us: float = 20.0
+    """Of a message from one node to another."""
+    nics_per_node: int = 1
+    """Network interfaces of a node. A flow goes through one of them; several flows are spread over all."""
+    within_gbit_s: float | None = None
+    """Of one worker, to another on its node."""
+    within_latency_us: float = 10.0
+    """Of a message within a node."""
+    all_reduce: GroupAlgorithm = GroupAlgorithm.auto
+    relative_speed: float = 1.0
+    """What a GPU of this cluster computes, relative to the one that was measured. The shipped clusters: to an A40."""
+
+
+@dataclass
 class ClusterConfig:
     """Where the workers run."""
 
     name: str = MISSING
+    network: NetworkConfig = field(default_factory=NetworkConfig)
 
 
 @dataclass
@@ -382,7 +414,7 @@ class SlurmConfig(ClusterConfig):
     """``cpu``: the job asks for its GPUs all the same, but its workers compute on the CPU. For trials."""
     cpus_per_gpu: int = 8
     mem_gb: int | None = None
-    """Memory of each node; null: Slurm's default."""
+    """Memory of each node in 2^30 bytes, as Slurm counts; null: Slurm's default."""
     timeout_min: int = MISSING
     partition: str | None = None
     account: str | None = None
@@ -462,6 +494,9 @@ class RunConfig:
     evaluate_label_smoothing: float = 0.0
     """In ``val_loss``; ``train_loss`` has ``label_smoothing``."""
     log_every_steps: int = 50
+    hang_timeout_min: float | None = 5.0
+    """A run in which no step is made for so long ends, and says which worker does not come; null: that is left to gloo
+    and NCCL. Staging, evaluation and checkpoints take what they take."""
     skip_completed: bool | None = None
     """Leave out runs that are already completed with the same configuration; null: on Slurm yes, elsewhere no."""
     model: ModelConfig = MISSING

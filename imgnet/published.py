@@ -28,6 +28,9 @@ PREPROCESSING = ("eval_px", "eval_resize_px", "eval_squash", "interpolation", "a
 """Keys of ``data`` that say how a validation image becomes what a model is shown."""
 IN_TRAINING = ("interpolation", "antialias", "mean", "std")
 """Those that weights decide for training as well."""
+SHIPPED = ("resnet18", "resnet50", "vgg16_bn", "vit_b_16")
+"""The options of ``conf/model`` that have published weights, all of as many classes:"""
+CLASSES_OF_SHIPPED = 1000
 _PATIENCE_S = 120
 _CROP_MODES = ("center", "squash")
 
@@ -72,12 +75,12 @@ def said(config: RunConfig) -> str | None:
 
 
 def problems(config: RunConfig) -> list[str]:
-    """What can be said before anything is started. It takes seconds where kept keys may not go with the others."""
+    """What can be said before anything is started. It takes seconds to ask about weights that are not of an option."""
     unknown = [key for key in config.data.keep if key not in PREPROCESSING]
     if unknown:
         return [f"data.keep names {', '.join(unknown)}; known: {', '.join(PREPROCESSING)}"]
-    if config.model.pretrained and not config.data.keep:
-        return []  # what a publisher wants goes together; the workers see to the classes
+    if config.model.pretrained and not config.data.keep and _needs_no_asking(config):
+        return []
     try:
         brought = _asked_elsewhere(config.model.name) if config.model.pretrained else brought_by(config.model)
         if brought is None:
@@ -85,6 +88,12 @@ def problems(config: RunConfig) -> list[str]:
         return _class_problems(config, brought) + _new_problems(config, _replaced(config, brought), brought)
     except ConfigError as error:
         return error.problems
+
+
+def _needs_no_asking(config: RunConfig) -> bool:
+    """What a publisher wants goes together, and classes are compared where nothing is trained."""
+    is_shipped = config.model.name in SHIPPED and config.data.num_classes == CLASSES_OF_SHIPPED
+    return config.mode is Mode.train or is_shipped
 
 
 def preprocessing_of(data: DataConfig) -> dict[str, Any]:
@@ -204,15 +213,28 @@ def _typed_values(noted: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _asked_elsewhere(name: str) -> Brought | None:
-    """The same as :func:`published`, from another process, so that this one does without torch; None: no answer."""
+    """The same as :func:`published`, from another process, so that this one does without torch; None: no answer.
+
+    Raises:
+        ConfigError: as :func:`published`.
+    """
     command = [sys.executable, "-P", "-m", "imgnet.published", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         return None
-    brought = Brought(**json.loads(done.stdout))
-    brought.values["interpolation"] = Interpolation[brought.values["interpolation"]]
-    return brought
+    answer = json.loads(done.stdout)
+    if "problems" in answer:
+        raise ConfigError(answer["problems"])
+    answer["values"]["interpolation"] = Interpolation[answer["values"]["interpolation"]]
+    return Brought(**answer)
+
+
+def _answer(name: str) -> dict[str, Any]:
+    try:
+        return asdict(published(name))
+    except ConfigError as error:
+        return {"problems": error.problems}
 
 
 def _replaced(config: RunConfig, brought: Brought) -> DataConfig:
@@ -253,4 +275,4 @@ def _typed(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(published(sys.argv[1])), default=lambda choice: choice.name))
+    print(json.dumps(_answer(sys.argv[1]), default=lambda choice: choice.name))

@@ -4,7 +4,9 @@
 ``.hydra/``             the composed configuration and the overrides
 ``run.json``            command, commit, versions, hosts, workers, seed, start and end, ``status``, ``error``
 ``code.diff``           how the checkout differed from that commit, where it did; not what git does not know
-``submission.json``     a Slurm run's job, when it was submitted and with which code; written by who submitted
+``submission.json``     a Slurm run's job and cluster, when it was submitted and with which code, who cancelled it;
+                        written by the commands that did
+``claims/``             who worked here, and who does (:mod:`imgnet.launch.owner`)
 ``metrics.csv``         one row for each epoch
 ``steps.jsonl``         one row for each logged step
 ``summary.json``        final and best metrics, training time, ``status``
@@ -13,7 +15,6 @@
 ======================  =====================================================================================
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -21,8 +22,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -32,11 +32,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from imgnet.config import ConfigError
 from imgnet.runtime import running_under_slurm
 
-STATUSES = ("queued", "running", "completed", "failed", "preempted")
-LOCK = ".lock"
+STATUSES = ("queued", "running", "completed", "failed", "preempted", "cancelled")
+SUBMISSION = "submission.json"
 NOT_IN_THE_RESULT = ("checkpoint", "log_every_steps", "skip_completed", "tracking")
 """Keys of a configuration in which runs may differ and still be the same run: how it is queued, shown and sent."""
 NOT_IN_THE_RESULT_OF_CLUSTER = (
@@ -48,6 +47,7 @@ NOT_IN_THE_RESULT_OF_CLUSTER = (
     "notice_min",
     "mem_gb",
     "name",
+    "network",
     "partition",
     "sbatch",
     "timeout_min",
@@ -60,7 +60,10 @@ VERSIONS_OF = ("imgnet", "torch", "torchvision", "timm", "decent-dp", "hydra-cor
 
 @dataclass(frozen=True)
 class ExitRecord:
-    """The last word of a worker: it ``completed``, ``raised``, or was ``terminated`` by a signal."""
+    """The last word of a worker: it ``completed``, ``raised``, or was ``terminated`` by a signal that it could hear.
+
+    Of one that was ``killed`` its launcher writes it.
+    """
 
     rank: int
     how: str
@@ -91,7 +94,9 @@ def create(
     identity: str,
     status: str = "running",
 ) -> None:
-    """Make a new run directory with its configuration and a ``run.json``. For one process.
+    """Make a run directory with its configuration and a ``run.json``; of one that is made again the attempts stay.
+
+    For one process.
 
     Args:
         run_dir: the directory.
@@ -125,6 +130,7 @@ def create(
         seed=seed,
         epochs=epochs,
         identity=identity,
+        earlier=_attempts(run_dir),
         start=now() if status == "running" else None,
         end=None,
         status=status,
@@ -136,12 +142,10 @@ def reopen(run_dir: Path) -> None:
     """Say in the directory of an unfinished run that it goes on. For one process."""
     for record in (run_dir / "logs").glob("rank_*.exit.json"):
         record.unlink()
-    run = read_json(run_dir / "run.json")
-    earlier = {key: run.get(key) for key in ("start", "end", "status", "error", "commit", "dirty", "hosts")}
     _write_diff(run_dir)
     write_run(
         run_dir,
-        earlier=[*run.get("earlier", []), *([earlier] if run.get("start") else [])],
+        earlier=_attempts(run_dir),
         commit=_git("rev-parse", "HEAD"),
         dirty=bool(_git("status", "--porcelain")),
         hosts=[socket.gethostname()],
@@ -159,28 +163,11 @@ def find(path: Path) -> list[Path]:
     return sorted(found, key=lambda run: (run.parent, len(run.name), run.name))
 
 
-@contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
-    """Be the one command that works in a run directory; the claim ends with the process, however that ends.
-
-    Raises:
-        ConfigError: another command works in it.
-    """
-    with (run_dir / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError([f"{run_dir}: another command is at work on this run"]) from None
-        yield
-
-
-def is_claimed(run_dir: Path) -> bool:
-    """Whether a command works in a run directory at this moment."""
-    try:
-        with claimed(run_dir):
-            return False
-    except ConfigError:
-        return True
+def _attempts(run_dir: Path) -> list[dict[str, Any]]:
+    """What ``run.json`` says of those that worked on the run before, the one that it describes included."""
+    run = read_json(run_dir / "run.json")
+    last = {key: run.get(key) for key in ("start", "end", "status", "error", "commit", "dirty", "hosts")}
+    return [*run.get("earlier", []), *([last] if run.get("start") else [])]
 
 
 def now() -> str:
@@ -257,10 +244,10 @@ def finish(run_dir: Path, status: str, error: str | None = None) -> None:
 def write_exit_record(run_dir: Path, record: ExitRecord) -> None:
     """Leave a worker's last word where the launcher, and whoever looks later, finds it.
 
-    Being terminated is no news of a worker that has said why it ends.
+    Being terminated, or killed, is no news of a worker that has said why it ends.
     """
     path = run_dir / "logs" / f"rank_{record.rank}.exit.json"
-    if record.how != "terminated" or not path.exists():
+    if record.how not in ("terminated", "killed") or not path.exists():
         write_atomically(path, json.dumps(asdict(record), indent=2) + "\n")
 
 

@@ -137,11 +137,43 @@ def slurm_task() -> SlurmTask:
     return SlurmTask(env["SLURM_JOB_ID"], int(env.get("SLURM_NODEID", "0")), int(env["SLURM_JOB_NUM_NODES"]))
 
 
+@dataclass(frozen=True)
+class SlurmJob:
+    """A job of Slurm, as its user knows it."""
+
+    name: str
+    """``12``, or ``12_3`` in an array."""
+    cluster: str
+    """What its Slurm calls itself; empty where that is not known."""
+    attempt: int = 0
+    """How often Slurm has queued it again."""
+
+    def __str__(self) -> str:
+        return f"{self.name} of cluster {self.cluster}" if self.cluster else self.name
+
+
+def slurm_job() -> SlurmJob:
+    """The job around this process.
+
+    Raises:
+        KeyError: there is none.
+    """
+    env = os.environ
+    in_array = "SLURM_ARRAY_TASK_ID" in env
+    name = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}" if in_array else env["SLURM_JOB_ID"]
+    return SlurmJob(name, env.get("SLURM_CLUSTER_NAME", ""), int(env.get("SLURM_RESTART_COUNT") or 0))
+
+
 def slurm_hosts() -> list[str]:
     """Names of the nodes of the Slurm job around this process."""
     from submitit.slurm.slurm import SlurmJobEnvironment
 
     return list(SlurmJobEnvironment().hostnames)
+
+
+def node_name() -> str:
+    """What Slurm calls this machine, or what it calls itself."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def environment_for_sbatch() -> dict[str, str]:
@@ -238,7 +270,17 @@ def _name_the_first_host(placement: Placement) -> None:
     if "MASTER_ADDR" in os.environ:
         return
     one_node = placement.world_size == placement.local_world_size
-    os.environ["MASTER_ADDR"] = "127.0.0.1" if one_node else slurm_hosts()[0]
+    os.environ["MASTER_ADDR"] = "127.0.0.1" if one_node else _first_host()
     step = 100 * int(os.environ["SLURM_JOB_ID"]) + int(os.environ.get("SLURM_STEP_ID", "0"))
     os.environ["MASTER_PORT"] = str(SLURM_RENDEZVOUS_PORTS[step % len(SLURM_RENDEZVOUS_PORTS)])
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(placement.rank), str(placement.world_size)
+
+
+def _first_host() -> str:
+    """The job's first host. Its name may mean something to Slurm alone: then the address where ``srun`` was started."""
+    name = slurm_hosts()[0]
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", name)  # of the first node in a batch script
+    return name

@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,7 @@ from imgnet.optim.factory import build_optimizer
 from imgnet.optim.schedule import learning_rate
 from imgnet.parallel.build import build_strategy
 from imgnet.parallel.collectives import sum_over_workers
+from imgnet.parallel.hang import HangWatch
 from imgnet.parallel.requests import NOTHING, Decision, Requests
 from imgnet.parallel.strategy import Objective, Strategy
 from imgnet.randomness import random_state, restore_random_state, seed_all
@@ -43,7 +44,9 @@ EVAL_IMAGES_PER_BATCH = 256
 log = logging.getLogger("imgnet")
 
 
-def run(config: RunConfig, runtime: Runtime, run_dir: Path, stop: threading.Event) -> None:
+def run(
+    config: RunConfig, runtime: Runtime, run_dir: Path, stop: threading.Event, give_up: Callable[[str, str], None]
+) -> None:
     """Train, or evaluate, as ``config`` says. Collective; rank 0 writes to the run directory.
 
     Args:
@@ -51,6 +54,7 @@ def run(config: RunConfig, runtime: Runtime, run_dir: Path, stop: threading.Even
         runtime: this worker.
         run_dir: the run's directory.
         stop: set, on any worker, when the run is to save its state and end as ``preempted``.
+        give_up: ends this process, from any thread, where another worker has come to a halt; see :class:`HangWatch`.
     """
     prepare_nodes(config.data, runtime)
     seed_all(config.seed)
@@ -60,7 +64,7 @@ def run(config: RunConfig, runtime: Runtime, run_dir: Path, stop: threading.Even
     if config.mode is Mode.evaluate:
         _evaluate_only(config, runtime, run_dir, model)
     else:
-        status = _train(config, runtime, run_dir, model, stop)
+        status = _train(config, runtime, run_dir, model, stop, give_up)
     if runtime.is_main:
         rundir.finish(run_dir, status)
 
@@ -122,14 +126,22 @@ def _train_loader(config: RunConfig, runtime: Runtime) -> TrainLoader:
     )
 
 
-def _train(config: RunConfig, runtime: Runtime, run_dir: Path, model: nn.Module, stop: threading.Event) -> str:
+def _train(
+    config: RunConfig,
+    runtime: Runtime,
+    run_dir: Path,
+    model: nn.Module,
+    stop: threading.Event,
+    give_up: Callable[[str, str], None],
+) -> str:
     make_optimizer = partial(build_optimizer, config=config.optimizer)
     with closing(_train_loader(config, runtime)) as train_loader, closing(_eval_loader(config, runtime)) as eval_loader:
         per_epoch = train_loader.steps_per_epoch
         strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime, per_epoch)
         requests = Requests(stop, config.checkpoint.every_min, runtime.rank)
+        watch = HangWatch(None if config.hang_timeout_min is None else 60 * config.hang_timeout_min, give_up)
         seed_all(config.seed + 1_000_003 * (runtime.rank + 1))  # dropout differs between workers
-        loop = Loop(config, runtime, run_dir, model, strategy, train_loader, eval_loader)
+        loop = Loop(config, runtime, run_dir, model, strategy, train_loader, eval_loader, watch)
         loop.resume()
         with Tracker(config, runtime, run_dir, per_epoch, loop.progress.step) as tracker:
             return loop.run(tracker, requests)
@@ -188,6 +200,7 @@ class Loop:
         strategy: Strategy,
         train_loader: TrainLoader,
         eval_loader: EvalLoader,
+        watch: HangWatch,
     ) -> None:
         self.config = config
         self.runtime = runtime
@@ -196,6 +209,7 @@ class Loop:
         self.strategy = strategy
         self.train_loader = train_loader
         self.eval_loader = eval_loader
+        self.watch = watch
         self.preprocessing = published.preprocessing_of(published.shown(config))
         self.writer = Writer(run_dir / "checkpoints", runtime.rank, config.checkpoint.keep_last)
         self.progress = Progress(0, 0.0, 0.0, torch.zeros((), device=runtime.device), float("-inf"))
@@ -247,6 +261,7 @@ class Loop:
             loss = self.strategy.step(batch.images, batch.targets, lr, progress.step)
             progress.loss_sum += loss
             progress.step += 1
+            self.watch.step_made(progress.step)
             tracker.advance()
             if progress.step % self.config.log_every_steps == 0:
                 self._log_step(tracker, lr, loss, clock)
@@ -291,6 +306,7 @@ class Loop:
     def _end_epoch(self) -> dict[str, float]:
         """The row of the epoch that has just ended, with an evaluation where one is due."""
         progress, start = self.progress, time.perf_counter()
+        self.watch.rest()
         num_steps = (progress.step - 1) % self.steps_per_epoch + 1
         # Waits for the device and for the last step of all workers, which belongs to the training time.
         (loss,) = sum_over_workers([float(progress.loss_sum)], self.runtime.device)
@@ -361,6 +377,7 @@ class Loop:
 
     def _save(self, row: dict[str, float], requests: Requests | None = None) -> None:
         """Keep all that every worker needs to go on after this step. All workers must do it after the same one."""
+        self.watch.rest()
         strategy = self.strategy.state()
         if strategy is None:
             return

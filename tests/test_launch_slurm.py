@@ -74,7 +74,7 @@ def test_script_asks_for_what_the_preset_says() -> None:
         "--gres=gpu:T4:8",
         "--cpus-per-task=32",
         "--time=720",
-        "--mem=95367M",
+        "--mem=100GB",
         "--partition=gpu",
         "--account=me",
         "--output=/runs/0/logs/slurm.log",
@@ -124,7 +124,7 @@ def test_script_is_shell_and_dry_run_prints_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
     first, second = done.stdout.partition("# configuration of run")[0].split("# batch script of ")[1:]
-    assert "#SBATCH --qos=high\n#SBATCH --exclusive\n" in first
+    assert {"#SBATCH --qos=high", "#SBATCH --exclusive"} <= set(first.splitlines())
     assert "\nmodule load cuda\n" in first
     assert "cluster=8xA40" in second.splitlines()[0]
     assert done.stdout.count("\ncluster:\n") == 2
@@ -233,7 +233,19 @@ SQUEUE = """\
 """
 
 
+def in_columns(rows: str) -> str:
+    """Number, index, state, reason and restarts, if any, as squeue shows them."""
+    cells = [[*line.split("|"), "0"][:5] for line in rows.splitlines()]
+    widths = slurm.QUEUE_FIELDS.values()
+    ordered = [(job, index, state, restarts, reason) for job, index, state, reason, restarts in cells]
+    return "".join("".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in ordered)
+
+
 def _answers(monkeypatch: pytest.MonkeyPatch, **answers: str) -> None:
+    slurm.cluster_name.cache_clear()
+    if "squeue" in answers:
+        answers = {"scontrol": "ClusterName = here\n"} | answers | {"squeue": in_columns(answers["squeue"])}
+
     def run(command: list[str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         known = command[0] in answers
         return subprocess.CompletedProcess(command, 0 if known else 1, answers.get(command[0], ""), "no answer")
@@ -281,7 +293,7 @@ def test_status_is_made_of_files_and_slurm(tmp_path: Path, monkeypatch: pytest.M
         "done": ("completed", "completed"),
         "runs": ("running", "RUNNING"),
         "waits": ("queued", "PENDING"),
-        "node": ("failed", "NODE_FAIL"),
+        "node": ("failed", "failed"),
         "lost": ("failed", "failed"),
         "here": ("running", "running"),
     }
@@ -301,6 +313,7 @@ def test_status_shows_progress_time_left_and_errors(tmp_path: Path, monkeypatch:
         _run_dir(tmp_path / "a", "running", "12_0", epochs=90),
         _run_dir(tmp_path / "b", "failed", "5", error="rank 3 failed\nmore"),
     ]
+    (runs[1] / "logs" / "slurm.log").touch()
     rundir.write_summary(runs[0], {"epoch": 30, "val_acc1": 61.234, "train_time_s": 3600.0, "eval_time_s": 10.0})
     with (tmp_path / "out.txt").open("w") as out:
         show_status(observe(runs), Console(file=out))

@@ -1,5 +1,6 @@
 """The way of a run through Slurm's hands and back, with stand-ins for its commands; ``tests/slurm`` has a real one."""
 
+import json
 import os
 import re
 import shlex
@@ -21,17 +22,20 @@ from tests.commands import ROOT, environment, run_py
 from tests.slurm.private import free_ports
 from tests.test_launch_slurm import composed
 
+COLUMNS = '{printf "%-20s%-20s%-20s%-10d%s\\n", $1, $2, $3, $5, $4}'
 SBATCH = '#!/bin/sh\ncase "$*" in *--test-only*) exit 0;; esac\necho 7\n'
 
 
 @pytest.fixture
 def bin_dir(tmp_path: Path) -> Path:
-    """A folder of commands: an sbatch that takes everything, and a squeue that shows what stands in ``queue``."""
+    """A folder of commands: an sbatch that takes everything, and a squeue that shows what stands in ``queue``:
+    number, index, state, reason and restarts, if any."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, text in {
         "sbatch": SBATCH,
-        "squeue": f"#!/bin/sh\ncat '{folder}/queue'\n",
+        "squeue": f"#!/bin/sh\nawk -F'|' '{COLUMNS}' '{folder}/queue'\n",
+        "scontrol": "#!/bin/sh\necho 'ClusterName = here'\n",
         "scancel": f"#!/bin/sh\necho \"$@\" >> '{folder}/cancelled'\n",
     }.items():
         (folder / name).write_text(text)
@@ -166,7 +170,13 @@ def in_job(monkeypatch: pytest.MonkeyPatch, work: Path) -> Path:
     """The directory of a run whose job this process is the first of."""
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1"}.items():
         monkeypatch.setenv(name, value)
-    return _prepared(work / "run", composed("cluster=4xA40"))
+    return _submitted(_prepared(work / "run", composed("cluster=4xA40")))
+
+
+def _submitted(run_dir: Path) -> Path:
+    note = {"slurm_job_id": "7", "cluster": "here", "code": str(ROOT)}
+    rundir.write_atomically(run_dir / "submission.json", json.dumps(note))
+    return run_dir
 
 
 def _python(code: str) -> list[str]:
@@ -179,6 +189,7 @@ def test_job_writes_how_its_run_ended(in_job: Path, capfd: pytest.CaptureFixture
     assert job.main(in_job, _python(f"rundir.finish({folder}, 'completed')")) == 0
     run = rundir.read_json(in_job / "run.json")
     assert (run["hosts"], run["commit"], run["earlier"]) == (["n1"], "as submitted", [])
+    rundir.write_run(in_job, status="queued")
 
     record = ExitRecord(2, "raised", time.time(), "ValueError: x", "Traceback: ...\n")
     for rank in (0, 1, 3):
@@ -191,8 +202,9 @@ def test_job_writes_how_its_run_ended(in_job: Path, capfd: pytest.CaptureFixture
     assert rundir.read_json(in_job / "run.json")["error"] == "rank 2 failed: ValueError: x"
     assert "Traceback: ..." in capfd.readouterr().err
 
-    (in_job / "logs/slurm.log").write_text("ModuleNotFoundError: no module\nsrun: error: n1: task 0: Exited\n")
-    assert job.main(in_job, _python("")) == 1
+    (in_job / "logs/slurm.log").write_text("what an earlier attempt said\n")
+    last = "ModuleNotFoundError: no module\\nsrun: error: n1: task 0: Exited\\n"
+    assert job.main(in_job, _python(f"({folder} / 'logs/slurm.log').open('a').write('{last}')")) == 1
     said = "no worker started, srun ended with 0: ModuleNotFoundError: no module"
     assert rundir.read_json(in_job / "run.json")["error"] == said
 
@@ -209,7 +221,6 @@ def test_first_word_of_a_worker_stands(in_job: Path) -> None:
 
 
 def test_job_that_slurm_ends_says_why(in_job: Path, bin_dir: Path) -> None:
-    rundir.write_atomically(in_job / "submission.json", '{"slurm_job_id": "7"}')
     (bin_dir / "queue").write_text("7|N/A|COMPLETING|TimeLimit\n")
     ending = f"import os, signal\nos.kill({os.getpid()}, signal.SIGTERM)\nsys.exit(1)"
     assert job.main(in_job, _python(ending)) == 1
@@ -218,11 +229,11 @@ def test_job_that_slurm_ends_says_why(in_job: Path, bin_dir: Path) -> None:
 
 def test_two_nodes_meet_and_train(work: Path, digits_root: Path) -> None:
     small = ("max_steps=2", "cluster.gpus_per_node=1", f"data.root={digits_root}", "topology=allreduce")
-    run_dir = _prepared(work / "run", composed("cluster=8xA40", *small))
+    run_dir = _submitted(_prepared(work / "run", composed("cluster=8xA40", *small)))
     meeting_point, nodes = f"127.0.0.1:{free_ports(1)[0]}", []
     for number in range(2):
         env = environment(SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="2", SLURM_NODEID=str(number))
-        command = [sys.executable, "-m", "imgnet.launch.node", str(run_dir), meeting_point]
+        command = [sys.executable, "-m", "imgnet.launch.node", str(run_dir), "1", meeting_point]
         nodes.append(subprocess.Popen(command, cwd=work, env=env))
     assert [node.wait(timeout=120) for node in nodes] == [0, 0]
     assert rundir.read_json(run_dir / "run.json")["status"] == "completed"

@@ -18,6 +18,7 @@ from timm.models import get_pretrained_cfg
 from torchvision import models, transforms
 from torchvision.datasets import ImageFolder
 
+from imgnet.checkpoint.cli import average
 from imgnet.checkpoint.export import export_model, read_about
 from imgnet.config import ConfigError, DataBackend, Interpolation, Mode, RunConfig
 from imgnet.data.checks import dali_is_installed
@@ -25,10 +26,20 @@ from imgnet.data.loader import build_eval_loader
 from imgnet.data.synthesize import picture
 from imgnet.launch.sweep import _keep_what_was_typed
 from imgnet.models import SmallCnn
-from imgnet.published import PREPROCESSING, preprocessing_of, problems, published, said, shown
+from imgnet.published import (
+    CLASSES_OF_SHIPPED,
+    PREPROCESSING,
+    SHIPPED,
+    preprocessing_of,
+    problems,
+    published,
+    said,
+    shown,
+)
 from imgnet.rundir import read_json, write_run
 from imgnet.runtime import Placement, Runtime, joined, prefer_loopback
 from imgnet.train import run
+from tests.commands import ROOT
 from tests.test_conf import compose_plain, composed
 
 TORCHVISION = ["resnet50", "efficientnet_v2_l", "swin_t"]
@@ -217,8 +228,23 @@ def test_a_conflict_with_a_kept_key_is_known_before_anything_starts() -> None:
     assert line.startswith("data.eval_px=240 must not exceed data.eval_resize_px=232")
     assert line.endswith("(of torchvision's resnet50 (IMAGENET1K_V2))")
     assert problems(evaluating("resnet50", "data.keep=[eval_px]", "data.eval_px=200")) == []
+    (other,) = problems(evaluating("resnet50", "data.num_classes=10"))
+    assert (
+        other == "model.pretrained=true: torchvision's resnet50 (IMAGENET1K_V2) has 1000 classes; data.num_classes=10"
+    )
     (unknown,) = problems(evaluating("resnet50", "data.keep=[eval_px,colour]"))
     assert unknown.startswith("data.keep names colour; known: eval_px, ")
+
+
+def test_weights_of_other_classes_are_refused_before_anything_starts() -> None:
+    (line,) = problems(evaluating("tf_efficientnetv2_s.in21k"))
+    assert line == ("model.pretrained=true: timm's tf_efficientnetv2_s.in21k has 21843 classes; data.num_classes=1000")
+
+
+def test_only_what_is_shipped_needs_no_asking() -> None:
+    assert {published(name).num_classes for name in SHIPPED} == {CLASSES_OF_SHIPPED}
+    options = {file.stem for file in (ROOT / "conf" / "model").glob("*.yaml")}
+    assert options - {"small_cnn"} == set(SHIPPED)
 
 
 @pytest.mark.parametrize(
@@ -288,17 +314,15 @@ def test_an_exported_model_is_scored_on_images_as_it_was_trained_on(tmp_path: Pa
 
 
 def test_a_run_notes_its_images_in_what_it_exports(digits_root: Path, tmp_path: Path) -> None:
-    words = ["+experiments=quickstart", "topology=allreduce", f"data.root={digits_root}", "epochs=3", "max_steps=2"]
+    words = ["+experiments=quickstart", "topology=allreduce", f"data.root={digits_root}", "epochs=3", "max_steps=3"]
     config = composed(*words, "data.mean=[0.4,0.4,0.4]", "global_batch_size=700")
     path = tmp_path / "run" / "checkpoints" / "final.safetensors"
     scoring = replace(composed(*words), mode=Mode.evaluate, model=replace(config.model, weights=str(path)))
     carry_out(config, tmp_path / "run")
     carry_out(scoring, tmp_path / "scored")
     assert read_about(path)["preprocessing"] == preprocessing_of(config.data)
-    manifests = list((tmp_path / "run" / "checkpoints").glob("step_*/manifest.json"))
-    assert [read_json(manifest)["preprocessing"] for manifest in manifests] == [preprocessing_of(config.data)] * len(
-        manifests
-    )
+    average(tmp_path / "run", tmp_path / "average.safetensors")
+    assert read_about(tmp_path / "average.safetensors")["preprocessing"] == preprocessing_of(config.data)
     trained, scored = (read_json(tmp_path / name / "summary.json") for name in ("run", "scored"))
     assert scored["val_loss"] == pytest.approx(trained["val_loss"], rel=1e-6)
 

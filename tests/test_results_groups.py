@@ -130,7 +130,7 @@ def test_a_choice_takes_values_of_groups_settings_and_overrides(folder: Path) ->
     ("written", "line"),
     [
         ("topology=rng", "topology=rng: no run has it; there are exp, ring"),
-        ("topolgy=ring", "topolgy=ring: no run has a setting topolgy; typed were topology, seed"),
+        ("topolgy=ring", "topolgy=ring: no run has a setting 'topolgy'; did you mean 'topology'?"),
         ("ring", "ring: write key=value, such as topology=ring"),
         ("=ring", "=ring: write key=value, such as topology=ring"),
     ],

@@ -184,9 +184,10 @@ def test_a_wrong_command_is_refused_in_one_line(words: list[str], line: str, stu
 
 
 def test_an_unknown_column_is_refused_with_those_that_there_are(study: Path) -> None:
-    done = imgnet("plot", study, "--y", "accuracy")
-    assert done.exit_code == 2
-    assert done.stderr.startswith("--y accuracy: no run has such a column; there are train_loss, val_loss, val_acc1,")
+    near, far = imgnet("plot", study, "--y", "val_acc"), imgnet("plot", study, "--y", "joy")
+    assert near.exit_code == far.exit_code == 2
+    assert near.stderr == "--y val_acc: no run has such a column; did you mean 'val_acc5'?\n"
+    assert far.stderr.startswith("--y joy: no run has such a column; known: communication_s, compute_s, ")
 
 
 def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:

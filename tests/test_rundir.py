@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from imgnet import rundir
 
@@ -29,7 +28,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def make(run_dir: Path) -> Path:
-    rundir.create(run_dir, OmegaConf.create({}), None, overrides=[], seed=1, world_size=1, identity="0")
+    rundir.create(run_dir, "a: 1\n", overrides=[], seed=1, epochs=1, world_size=1, identity="0")
     return run_dir
 
 

@@ -1,7 +1,8 @@
-"""The batch script of an array of runs that ask for the same resources. Pure: text from values, every value quoted.
+"""The batch script of an array of runs that ask for the same resources: submitit's, around our first process of a job.
 
-The script is our own, and not submitit's, which would run a pickled function and report success whatever it raised,
-look at the first task's result only, and hide the command from whoever reads the script.
+submitit makes the script from its own parameters. What it would run is a pickled function whose errors end in a file,
+whose first task alone is looked at, and whose arrays have no gaps; so its command is :mod:`imgnet.launch.job`, which
+outlives the workers, and the numbers of an array are those of the runs.
 """
 
 import os
@@ -12,12 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any, final
+
+from submitit import SlurmExecutor
 
 from imgnet.config import RunConfig, SlurmConfig
 
 OURS = ("array", "chdir", "ntasks-per-node", "open-mode", "output", "parsable", "test-only", "wait", "wrap")
 """sbatch options that a user may not set, because the script depends on them."""
-BYTES_PER_GB, BYTES_PER_SLURM_MB = 10**9, 2**20
 
 
 @dataclass(frozen=True)
@@ -63,57 +66,82 @@ def arrays_of(runs: Sequence[QueuedRun], code: Path, working_dir: Path) -> list[
 
 def batch_script(array: JobArray) -> str:
     """The whole script. It hands over to :mod:`imgnet.launch.job`, which starts one task on each node with ``srun``."""
-    lines = ["#!/bin/bash", *(f"#SBATCH {_option(*item)}" for item in _options(array).items()), "", "set -e"]
-    # Where its --chdir is gone, Slurm starts a job in /tmp.
-    lines += [f"cd -- {shlex.quote(str(array.working_dir))}"]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in array.cluster.env.items()]
-    lines += array.cluster.setup
-    lines += [
-        # Before everything else, and with -P below: an edited file in the working directory must not be imported.
-        f"export PYTHONPATH={shlex.quote(str(array.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        f"run={_run_dir(array)}",
-        f'exec {_python("imgnet.launch.job")} "$run" \\',
-        f"  {shlex.join(_srun(array.cluster))} \\",
-        f'  {_python("imgnet.launch.node")} "$run"',
-    ]
-    return "\n".join(lines) + "\n"
+    executor = BatchExecutor(array.runs[0].run_dir.parent, _command(array))
+    executor.update_parameters(**executor._convert_parameters(_resources(array)), **_placement(array))
+    return executor.script()
 
 
-def _options(array: JobArray) -> dict[str, str]:
-    cluster, names = array.cluster, sorted({run.config.name for run in array.runs})
-    mem = None if cluster.mem_gb is None else f"{cluster.mem_gb * BYTES_PER_GB // BYTES_PER_SLURM_MB}M"
-    options: dict[str, str | int | None] = {
-        "job-name": ",".join(names),
+@final
+class BatchExecutor(SlurmExecutor):
+    """submitit's executor, whose jobs run one shell command without a pickle, and which can be made without a Slurm."""
+
+    def __init__(self, folder: Path, command: str) -> None:
+        super().__init__(folder)
+        self._command = command
+
+    def script(self) -> str:
+        """The text for ``sbatch``."""
+        return self._make_submission_file_text(self._command, uid="")
+
+    @classmethod
+    def affinity(cls) -> int:
+        """That of a cluster, also on a machine that only shows what it would submit."""
+        return 2
+
+
+def _resources(array: JobArray) -> dict[str, Any]:
+    """What the jobs ask for, in submitit's words that all its executors share, and in those of Slurm."""
+    cluster = array.cluster
+    wanted = {
+        "name": ",".join(sorted({run.config.name for run in array.runs})),
         "nodes": cluster.nodes,
-        "ntasks-per-node": 1,
+        "tasks_per_node": 1,
+        "cpus_per_task": cluster.cpus_per_gpu * cluster.gpus_per_node,
         "gres": gpus(cluster),
-        "cpus-per-task": cluster.cpus_per_gpu * cluster.gpus_per_node,
-        "mem": mem,
-        "time": cluster.timeout_min,
+        "mem_gb": cluster.mem_gb,
+        "timeout_min": cluster.timeout_min,
         "partition": cluster.partition,
         "account": cluster.account,
         "constraint": cluster.constraint,
         "exclude": cluster.exclude,
-        "chdir": str(array.working_dir),
-        "output": _output(array),
-        "open-mode": "append",
-        "requeue" if cluster.max_requeues else "no-requeue": "",
-        # To the tasks of all nodes, which have their workers save and end; job.py then queues the job again.
-        "signal": f"USR2@{60 * cluster.notice_min}" if cluster.max_requeues else None,
+        # To the tasks of all nodes, which have their workers save and end; job.py then queues the job again. 0: never.
+        "signal_delay_s": 60 * cluster.notice_min if cluster.max_requeues else 0,
     }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _placement(array: JobArray) -> dict[str, Any]:
+    """Where the script runs, what it prints to, and what it does before its command."""
+    cluster = array.cluster
+    own: dict[str, Any] = {"chdir": array.working_dir, "output": _output(array)}
+    own["requeue" if cluster.max_requeues else "no-requeue"] = True
     if len(array.runs) > 1:
         at_once = f"%{cluster.max_parallel}" if cluster.max_parallel else ""
-        options["array"] = ranges(run.number for run in array.runs) + at_once
-    return {name: str(value) for name, value in options.items() if value is not None} | dict(cluster.sbatch)
+        own["array"] = ranges(run.number for run in array.runs) + at_once
+    further = {name: value or True for name, value in cluster.sbatch.items()}
+    return {"use_srun": False, "stderr_to_stdout": True, "setup": _setup(array), "additional_parameters": own | further}
+
+
+def _setup(array: JobArray) -> list[str]:
+    return [
+        "set -e",
+        f"cd -- {shlex.quote(str(array.working_dir))}",  # where its --chdir is gone, Slurm starts a job in /tmp
+        *(f"export {name}={shlex.quote(value)}" for name, value in array.cluster.env.items()),
+        *array.cluster.setup,
+        # Before everything else, and with -P below: an edited file in the working directory must not be imported.
+        f"export PYTHONPATH={shlex.quote(str(array.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"run={_run_dir(array)}",
+    ]
+
+
+def _command(array: JobArray) -> str:
+    job, node = _python("imgnet.launch.job"), _python("imgnet.launch.node")
+    return f'exec {job} "$run" \\\n  {shlex.join(_srun(array.cluster))} \\\n  {node} "$run"'
 
 
 def gpus(cluster: SlurmConfig) -> str:
     """What a node must have, in Slurm's words: ``gpu:A40:4``."""
     return ":".join(["gpu", *([cluster.gpu_type] if cluster.gpu_type else []), str(cluster.gpus_per_node)])
-
-
-def _option(name: str, value: str) -> str:
-    return f"--{name}={shlex.quote(value)}" if value else f"--{name}"
 
 
 def _run_dir(array: JobArray) -> str:

@@ -48,7 +48,7 @@ def check(config: RunConfig, placement: Placement | None = None) -> Layout:
         problems += error.problems
     problems += _lengths(config) + _cluster(config)
     if layout is not None and layout.world_size > 0:
-        problems += _batches(config, layout) + _topology(config, layout)
+        problems += shape_problems(config, layout)
     problems += (
         _model(config)
         + _checkpoint(config)
@@ -60,6 +60,11 @@ def check(config: RunConfig, placement: Placement | None = None) -> Layout:
         raise ConfigError(problems)
     assert layout is not None
     return layout
+
+
+def shape_problems(config: RunConfig, layout: Layout) -> list[str]:
+    """What is wrong with how a run is spread over its workers, one line each: its batches and its topology."""
+    return _batches(config, layout) + _topology(config, layout)
 
 
 def _at_least(minimum: float, **values: float | None) -> list[str]:
@@ -212,6 +217,11 @@ def _batches(config: RunConfig, layout: Layout) -> list[str]:
     batch, workers, accumulation = config.global_batch_size, layout.world_size, config.num_accumulation_steps
     if min(batch, accumulation) < 1 or config.mode is Mode.evaluate:
         return []
+    if batch < workers:
+        return [
+            f"global_batch_size={batch} has fewer images than there are workers, {workers} (cluster="
+            f"{config.cluster.name}); write global_batch_size={workers} or a multiple of it"
+        ]
     if batch % workers:
         return [f"global_batch_size={batch} is not divisible by {workers} workers (cluster={config.cluster.name})"]
     if (batch // workers) % accumulation:

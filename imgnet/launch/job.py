@@ -2,29 +2,31 @@
 
 It starts one task on each node, waits for them, and writes into ``run.json`` how the run ended, whatever happened to
 the workers. A signal that Slurm sends ahead of a time limit or a preemption would be passed on from here, and the job
-queued again.
+queued again. A job that has no business in the directory leaves it as it is.
 """
 
 import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from imgnet import rundir
 from imgnet.config import SlurmConfig, read
-from imgnet.launch import slurm
+from imgnet.launch import owner, slurm
+from imgnet.launch.causes import Ending, RunFailed, last_words, root_cause, slurms_ending, was_requeued
 from imgnet.launch.layout import layout_of
-from imgnet.launch.local import RunFailed, root_cause
-from imgnet.runtime import slurm_hosts, slurm_task
+from imgnet.launch.owner import Claim, TakenError
+from imgnet.launch.slurm import JobState
+from imgnet.launch.snapshot import is_running_from
+from imgnet.rundir import read_json
+from imgnet.runtime import SlurmJob, slurm_hosts, slurm_job, slurm_task
 
-_REASONS = {
-    "TimeLimit": "the time limit was reached (cluster.timeout_min={timeout_min})",
-    "NodeDown": "Slurm lost a node",
-}
-NOISE = ("srun:", "slurmstepd:")
-"""First words of lines in the job's output that name no cause."""
+NOTE_S = 60.0
+"""How long a job waits until the command that submitted it has noted its number."""
 
 
 def main(run_dir: Path, command: list[str]) -> int:
@@ -40,18 +42,67 @@ def main(run_dir: Path, command: list[str]) -> int:
     ended_by: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: ended_by.append(number))
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the notice is for the tasks
+    if read_json(run_dir / "run.json").get("status") == "completed":
+        print(f"job {slurm_job()} leaves: the run is completed", flush=True)
+        return 0
+    submission = _own_submission(run_dir, slurm_job())
+    if submission is None:
+        return 1
+    try:
+        with owner.held(run_dir, slurm_job()) as claim:
+            return _carry_out(run_dir, claim, submission, command, ended_by)
+    except TakenError as taken:
+        return _leave(str(taken))
+
+
+def _own_submission(run_dir: Path, job: SlurmJob) -> dict[str, Any] | None:
+    """What was noted when this job was submitted; None, and a word in the job's output, where it was another job."""
+    end = time.monotonic() + NOTE_S
+    while True:
+        submission = read_json(run_dir / rundir.SUBMISSION)
+        noted = SlurmJob(submission.get("slurm_job_id") or "", submission.get("cluster") or "")
+        if noted.name == job.name and ("" in (noted.cluster, job.cluster) or noted.cluster == job.cluster):
+            return submission
+        # The job may have begun before the command that submits it could write its number down.
+        if noted.name or time.monotonic() > end:
+            _leave(f"{run_dir} was submitted as job {noted}" if noted.name else f"{run_dir} was not submitted")
+            return None
+        time.sleep(0.2)
+
+
+def _leave(why: str) -> int:
+    sys.stderr.write(f"job {slurm_job()} leaves the run as it is: {why}\n")
+    return 1
+
+
+def _carry_out(run_dir: Path, claim: Claim, submission: dict[str, Any], command: list[str], ended_by: list[int]) -> int:
+    """Run the tasks of all nodes, and write how the run ended, unless the directory is somebody else's by then."""
+    code = Path(submission["code"])
+    if not is_running_from(code):
+        failure = RunFailed(f"{code} is gone, the code of this run; `imgnet resubmit` takes it as it is now")
+        return _finish(run_dir, Ending("failed", failure))
     _begin(run_dir)
     # Slurm sends SIGTERM to the tasks as well, and a second one would end them before they have saved.
-    status = subprocess.run([*command, *_meeting_point()], check=False).returncode
-    said = rundir.read_json(run_dir / "run.json").get("status")
-    if said == "preempted" and not ended_by:
-        return _queue_again(run_dir)
+    status = 1 if ended_by else subprocess.run([*command, *_arguments(claim)], check=False).returncode
+    if not owner.is_still_held(run_dir, claim.number):
+        return _leave("Slurm had given this attempt up, and another one works on it")
+    said = read_json(run_dir / "run.json").get("status")
     if said == "completed" and (status == 0 or ended_by):
         return 0
-    failure = _why(run_dir, status, ended=bool(ended_by))
-    rundir.finish(run_dir, "preempted" if said == "preempted" else "failed", failure.summary)
-    sys.stderr.write(f"{failure}\n")
+    if said == "preempted" and not ended_by:
+        return _queue_again(run_dir)
+    state = _what_slurm_says()
+    if was_requeued(run_dir, state, attempt=slurm_job().attempt, log_from=claim.log_bytes):
+        rundir.write_run(run_dir, status="queued", end=rundir.now())
+    else:
+        _finish(run_dir, _why(run_dir, claim, status, state, ended=bool(ended_by)))
     return status or 1
+
+
+def _finish(run_dir: Path, ending: Ending) -> int:
+    rundir.finish(run_dir, ending.status, ending.failure.summary)
+    sys.stderr.write(f"{ending.failure}\n")
+    return 1
 
 
 def _queue_again(run_dir: Path) -> int:
@@ -62,7 +113,7 @@ def _queue_again(run_dir: Path) -> int:
     """
     config = read(run_dir / ".hydra" / "config.yaml")
     assert isinstance(config.cluster, SlurmConfig)
-    requeues = int(rundir.read_json(run_dir / "run.json").get("requeues", 0))
+    requeues = int(read_json(run_dir / "run.json").get("requeues", 0))
     if requeues >= config.cluster.max_requeues:
         sys.stderr.write(f"saved, but not queued again: cluster.max_requeues={config.cluster.max_requeues}\n")
         return 1
@@ -74,10 +125,15 @@ def _queue_again(run_dir: Path) -> int:
 
 
 def _begin(run_dir: Path) -> None:
-    submitted = rundir.read_json(run_dir / "run.json")
+    submitted = read_json(run_dir / "run.json")
     rundir.reopen(run_dir)
     code = {key: submitted.get(key) for key in ("commit", "dirty")}  # HEAD may have moved on; the snapshot has not
     rundir.write_run(run_dir, hosts=slurm_hosts(), slurm_job_id=slurm_task().job_id, **code)
+
+
+def _arguments(claim: Claim) -> list[str]:
+    """What :mod:`imgnet.launch.node` is told beside the directory."""
+    return [str(claim.number), *_meeting_point()]
 
 
 def _meeting_point() -> list[str]:
@@ -89,33 +145,26 @@ def _meeting_point() -> list[str]:
         return [f"{socket.gethostname()}:{probe.getsockname()[1]}"]
 
 
-def _why(run_dir: Path, status: int, *, ended: bool) -> RunFailed:
-    config = read(run_dir / ".hydra" / "config.yaml")
-    assert isinstance(config.cluster, SlurmConfig)
-    if ended:
-        reason = _REASONS.get(_slurms_reason(run_dir), "the job was cancelled, or ended by Slurm")
-        return RunFailed(reason.format(timeout_min=config.cluster.timeout_min), f"logs: {run_dir / 'logs'}")
-    if rundir.read_exit_records(run_dir):
-        return root_cause(run_dir, layout_of(config.cluster, None).world_size, {})
-    return RunFailed(
-        f"no worker started, srun ended with {status}: {_last_words(run_dir)}", f"logs: {run_dir / 'logs'}"
-    )
-
-
-def _slurms_reason(run_dir: Path) -> str:
-    job_id = rundir.read_json(run_dir / "submission.json").get("slurm_job_id", "")
+def _what_slurm_says() -> JobState | None:
+    name = slurm_job().name
     try:
-        job = slurm.job_states([job_id]).get(job_id)
+        return slurm.job_states([name]).get(name)
     except slurm.NoAnswerError:
-        return ""
-    return job.reason if job else ""
+        return None
 
 
-def _last_words(run_dir: Path) -> str:
-    """The last line of the job's output that may name a cause."""
-    log = run_dir / "logs" / "slurm.log"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    return next((line for line in reversed(lines) if line.strip() and not line.startswith(NOISE)), "without a word")
+def _why(run_dir: Path, claim: Claim, status: int, state: JobState | None, *, ended: bool) -> Ending:
+    by_slurm = slurms_ending(run_dir, state, log_from=claim.log_bytes)
+    if by_slurm is not None:
+        return by_slurm
+    logs = f"logs: {run_dir / 'logs'}"
+    if ended:
+        return Ending("failed", RunFailed("SIGTERM ended the job's first process", logs))
+    if rundir.read_exit_records(run_dir):
+        config = read(run_dir / ".hydra" / "config.yaml")
+        return Ending("failed", root_cause(run_dir, layout_of(config.cluster, None).world_size))
+    words = last_words(run_dir, claim.log_bytes) or "without a word"
+    return Ending("failed", RunFailed(f"no worker started, srun ended with {status}: {words}", logs))
 
 
 if __name__ == "__main__":

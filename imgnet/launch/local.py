@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from imgnet.config import RunConfig
+from imgnet.launch.causes import note_deaths, root_cause
 from imgnet.launch.layout import Layout
-from imgnet.rundir import ExitRecord, read_exit_records
+from imgnet.launch.owner import is_still_held
+from imgnet.launch.snapshot import PACKAGE
 from imgnet.runtime import available_cores, prefer_loopback, share_threads
 
 LOOPBACK = "127.0.0.1"
@@ -22,16 +24,14 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 AGENT_SIGNALS = (signal.SIGHUP, signal.SIGQUIT)
 
 
-class RunFailed(RuntimeError):  # noqa: N818  (it names what happened)
-    """A run whose workers did not all end well. The text is for the user; ``summary`` is one line of it."""
-
-    def __init__(self, summary: str, details: str = "") -> None:
-        super().__init__(f"{summary}\n{details}".rstrip())
-        self.summary = summary
-
-
-def run_workers(config: RunConfig, run_dir: Path, layout: Layout) -> None:
+def run_workers(config: RunConfig, run_dir: Path, layout: Layout, claim: int) -> None:
     """Start the workers of a run on this machine and wait until all have ended.
+
+    Args:
+        config: the run.
+        run_dir: its directory.
+        layout: one node.
+        claim: number of the claim to the directory under which the workers write.
 
     Raises:
         RunFailed: a worker failed; all others have been ended.
@@ -44,11 +44,11 @@ def run_workers(config: RunConfig, run_dir: Path, layout: Layout) -> None:
             "rdzv_configs": {"store_type": "file"},
             "local_addr": LOOPBACK,
         }
-        run_agent(config, run_dir, layout, meeting, Path(folder) / "store")
+        run_agent(config, run_dir, layout, claim, meeting, Path(folder) / "store")
 
 
 def run_agent(
-    config: RunConfig, run_dir: Path, layout: Layout, meeting: dict[str, Any], store_file: Path | None
+    config: RunConfig, run_dir: Path, layout: Layout, claim: int, meeting: dict[str, Any], store_file: Path | None
 ) -> None:
     """Start this node's workers through torch's elastic agent and wait until those of all nodes have ended.
 
@@ -56,6 +56,7 @@ def run_agent(
         config: the run.
         run_dir: its directory.
         layout: the nodes, for each of which one process calls this.
+        claim: number of the claim to the directory under which the workers write.
         meeting: where the agents find each other, in the words of torch's ``LaunchConfig``.
         store_file: the file through which workers of one node find each other; None: at the agents' meeting point.
 
@@ -84,10 +85,11 @@ def run_agent(
             **meeting,
         )
         try:
-            elastic_launch(settings, work)(config, run_dir, store_file, layout.use_gpu)
+            elastic_launch(settings, work)(config, run_dir, claim, store_file, layout.use_gpu, PACKAGE)
         except ChildFailedError as error:
-            exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-            raise root_cause(run_dir, layout.world_size, exit_codes) from None
+            if is_still_held(run_dir, claim):
+                note_deaths(run_dir, {rank: failure.exitcode for rank, failure in error.failures.items()})
+            raise root_cause(run_dir, layout.world_size) from None
         except SignalException as error:
             raise KeyboardInterrupt(error.sigval.name) from None
 
@@ -137,40 +139,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def root_cause(run_dir: Path, world_size: int, exit_codes: dict[int, int]) -> RunFailed:
-    """Which worker failed first, and why.
-
-    A worker that dies takes its peers' collectives with it, so that several fail within milliseconds. One that left no
-    record at all was killed before it could speak, and the others followed; otherwise the earliest error counts.
-
-    Args:
-        run_dir: where the workers left their exit records.
-        world_size: number of workers.
-        exit_codes: what the agent saw, by rank; negative for a signal. Some of the ranks at least.
-    """
-    records = read_exit_records(run_dir)
-    raised = [record for record in records.values() if record.how == "raised"]
-    silent = [rank for rank in range(world_size) if rank not in records]
-    records = {rank: record for rank, record in records.items() if record.how != "completed"}
-    if silent and (raised or len(silent) < world_size):
-        return RunFailed(_without_a_word(silent, exit_codes), f"logs: {run_dir / 'logs'}")
-    if raised:
-        first = min(raised, key=lambda record: record.time)
-        return RunFailed(f"rank {first.rank} failed: {first.error}", f"{first.traceback}logs: {run_dir / 'logs'}")
-    return RunFailed(_ended_by_signal(records, exit_codes), f"logs: {run_dir / 'logs'}")
-
-
-def _without_a_word(silent: list[int], exit_codes: dict[int, int]) -> str:
-    ranks = ", ".join(str(rank) for rank in silent)
-    signals = {signal.Signals(-code).name for rank, code in exit_codes.items() if rank in silent and code < 0}
-    by = f" by {' and '.join(sorted(signals))}" if signals else ""
-    return f"rank {ranks} failed: killed{by} without a traceback (by a user, or by the system for want of memory?)"
-
-
-def _ended_by_signal(records: dict[int, ExitRecord], exit_codes: dict[int, int]) -> str:
-    if not records:
-        return f"workers ended with {exit_codes} before they wrote a line"
-    first = min(records.values(), key=lambda record: record.time)
-    return f"rank {first.rank} failed: {first.error}"

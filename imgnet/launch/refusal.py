@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from imgnet import config as schemas
 from imgnet.config import GROUP_SCHEMAS, STUDIES, ConfigError, RunConfig
-from imgnet.launch.local import RunFailed
+from imgnet.launch.causes import RunFailed
 from imgnet.refuse import refuse_without_directory
 from imgnet.runtime import leave_errors_to_us, shows_full_errors
 from imgnet.suggest import did_you_mean, nearest, unknown_key

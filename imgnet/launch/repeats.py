@@ -14,8 +14,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from imgnet.checkpoint.manifest import steps_of
 from imgnet.config import Mode, RunConfig, SlurmConfig, plain
 from imgnet.launch.observe import Observed, observe
+from imgnet.launch.owner import who_works
 from imgnet.results.table import display_path
-from imgnet.rundir import NOT_IN_THE_RESULT, NOT_IN_THE_RESULT_OF_CLUSTER, is_claimed, read_json
+from imgnet.rundir import NOT_IN_THE_RESULT, NOT_IN_THE_RESULT_OF_CLUSTER, read_json
 
 STANDARD_FOLDER = Path("multirun_outputs")
 
@@ -74,14 +75,14 @@ def to_be_continued(config: RunConfig, sweep_dir: Path) -> Path | None:
     for run_dir in _runs_like({same}, sweep_dir).get(same, []):
         is_open = read_json(run_dir / "run.json").get("status") != "completed"
         if is_open and not (run_dir / "submission.json").exists() and steps_of(run_dir / "checkpoints"):
-            return None if is_claimed(run_dir) else run_dir
+            return None if who_works(run_dir) else run_dir
     return None
 
 
 def _best(candidates: list[Observed]) -> Observed | None:
     """A completed run rather than one on its way; of several the newest."""
     completed = [one for one in candidates if one.status == "completed"]
-    on_their_way = [one for one in candidates if one.job_id and not one.is_over]
+    on_their_way = [one for one in candidates if one.job_id and one.status in ("queued", "running")]
     return next(iter(completed + on_their_way), None)
 
 

@@ -1,10 +1,14 @@
 """What is asked of Slurm, and what it answers: a thin layer over its commands, which alone every cluster has."""
 
+import os
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 from imgnet.config import ConfigError, SlurmConfig
@@ -14,10 +18,25 @@ from imgnet.runtime import environment_for_sbatch
 PATIENCE_S = 120
 """How long a busy controller may take to answer."""
 NO_SBATCH = "there is no sbatch on the path; type the command on a machine of the cluster, or use cluster=local"
+OVER = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
+"""States of jobs that are over. A state that is not known here counts as alive, so that nothing is started twice."""
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+"""States of jobs that are to begin, for the first time or once more."""
+QUEUE_FIELDS = {"ArrayJobID": 20, "ArrayTaskID": 20, "State": 20, "RestartCnt": 10, "Reason": 100}
+"""What squeue is asked for, and the width of each column."""
 NO_ANSWER = 124
 """Exit status that stands for a controller that hangs or is away; ``timeout`` has it too."""
 _WORDS_OF_SILENCE = ("timed out", "unable to contact slurm controller", "connection refused", "connect failure")
-ALIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "REQUEUED", "RESIZING", "SIGNALING")
 _HINTS = (
     ("partition", "cluster.partition"),
     ("account", "cluster.account"),
@@ -35,11 +54,18 @@ class JobState:
     """``PENDING``, ``RUNNING``, ``COMPLETED``, ``FAILED``, ``CANCELLED``, ``TIMEOUT``, ``NODE_FAIL``, ..."""
     reason: str = ""
     """Why a job waits or failed, in Slurm's words."""
+    restarts: int = 0
+    """How often Slurm has queued it again."""
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing of the job will run any more."""
-        return self.state not in ALIVE
+        """Whether nothing of the job will run any more, unless somebody queues it again by hand."""
+        return self.state in OVER
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the job is to begin."""
+        return self.state in WAITING
 
 
 class NoAnswerError(RuntimeError):
@@ -105,31 +131,60 @@ def cancel(job_ids: Sequence[str]) -> None:
         raise ConfigError([" ".join(done.stderr.split())])
 
 
-def job_states(job_ids: Iterable[str]) -> dict[str, JobState]:
+@cache
+def cluster_name() -> str:
+    """What the cluster calls itself whose commands are on the path.
+
+    Raises:
+        NoAnswerError: it does not say.
+    """
+    done = _run(["scontrol", "show", "config"])
+    name = re.search(r"^ClusterName\s*=\s*(\S+)", done.stdout, re.MULTILINE)
+    if done.returncode != 0 or name is None:
+        raise NoAnswerError(" ".join(done.stderr.split()))
+    return name[1]
+
+
+def job_states(
+    job_ids: Iterable[str], *, ended: Iterable[str] = (), users: Iterable[int] | None = None
+) -> dict[str, JobState]:
     """What Slurm knows of these jobs (``12``, or ``12_3`` in an array); those it has forgotten are left out.
 
     The queue is asked first. It forgets a job minutes after its end; then accounting is asked, where there is any.
 
+    Args:
+        job_ids: the jobs.
+        ended: more of them, of which only those are of interest that are in the queue again.
+        users: whose jobs they may be, by their numbers; the present user's if not given.
+
     Raises:
         NoAnswerError: there is no knowing.
     """
-    wanted = set(job_ids)
-    queue = _queued() if wanted else {}
+    wanted, ended = set(job_ids), set(ended)
+    queue = _queued(users or [os.getuid()]) if wanted | ended else {}
     # Of an array whose waiting part was cancelled, Slurm keeps one record, under the number of the whole.
-    records = {job: queue.get(job) or queue.get(job.partition("_")[0]) for job in wanted}
+    records = {job: queue.get(job) or queue.get(job.partition("_")[0]) for job in wanted | ended}
     states = {job: record for job, record in records.items() if record}
     return states | _accounted(sorted(wanted - set(states)))
 
 
-def _queued() -> dict[str, JobState]:
-    done = _run(["squeue", "--me", "-h", "-r", "-t", "all", "-o", "%F|%K|%T|%r"])
+def _queued(users: Iterable[int]) -> dict[str, JobState]:
+    columns = ",".join(f"{name}:{width}" for name, width in QUEUE_FIELDS.items())
+    done = _run(["squeue", "-u", ",".join(map(str, users)), "-h", "-r", "-t", "all", "-O", columns])
     if done.returncode != 0:
         raise NoAnswerError(" ".join(done.stderr.split()))
     states = {}
     for line in done.stdout.splitlines():
-        job, index, state, reason = line.split("|", 3)
-        states[job if index == "N/A" else f"{job}_{index}"] = JobState(state, "" if reason == "None" else reason)
+        job, index, state, restarts, reason = _cut(line)
+        known = JobState(state, "" if reason == "None" else reason, int(restarts))
+        states[job if index == "N/A" else f"{job}_{index}"] = known
     return states
+
+
+def _cut(line: str) -> list[str]:
+    """A row of squeue's by the widths of its columns; a reason may have spaces in it."""
+    ends = list(accumulate(QUEUE_FIELDS.values()))
+    return [line[begin:end].strip() for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def _accounted(job_ids: Sequence[str]) -> dict[str, JobState]:

@@ -52,6 +52,12 @@ def _files_below(folder: Path) -> list[Path]:
     return [name for name in found if COMPILED not in name.parts]
 
 
+def is_running_from(code: Path, package: Path = PACKAGE) -> bool:
+    """Whether this process imported a snapshot's package, and not one that is installed or lies in its way."""
+    snapshot = code / package.name
+    return snapshot.is_dir() and snapshot.samefile(package)
+
+
 def _listed(root: Path, *arguments: str) -> list[Path]:
     """What ``git ls-files`` names, relative to ``root``; nothing where there is no git or no checkout."""
     command = ["git", "-C", str(root), "ls-files", "-z", *arguments]

@@ -1,6 +1,7 @@
 """One run: its directory, its workers, its end."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -8,9 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from imgnet import rundir
 from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse
+from imgnet.launch import owner
+from imgnet.launch.causes import RunFailed
 from imgnet.launch.checks import check
 from imgnet.launch.layout import Layout
-from imgnet.launch.local import RunFailed, run_workers
+from imgnet.launch.local import run_workers
 from imgnet.launch.repeats import identity
 from imgnet.results.table import display_path, show_run
 from imgnet.runtime import Placement, placement_from_environment
@@ -35,9 +38,9 @@ def launch(composed: DictConfig) -> float | None:
         return None
     if isinstance(config.cluster, SlurmConfig):
         raise ConfigError([no_other_launcher(config.cluster.name, "hydra.mode=RUN, or another hydra/launcher,")])
-    _create(run_dir, composed, config, layout)
-    with rundir.claimed(run_dir):
-        _run_here(config, run_dir, layout)
+    with owner.held(run_dir) as claim:
+        _create(run_dir, composed, config, layout)
+        _run_here(config, run_dir, layout, claim.number)
     show_run(run_dir)
     return rundir.read_json(run_dir / "summary.json").get("val_acc1")
 
@@ -64,9 +67,9 @@ def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layo
     )
 
 
-def _run_here(config: RunConfig, run_dir: Path, layout: Layout) -> None:
+def _run_here(config: RunConfig, run_dir: Path, layout: Layout, claim: int) -> None:
     try:
-        run_workers(config, run_dir, layout)
+        run_workers(config, run_dir, layout, claim)
     except RunFailed as failure:
         rundir.finish(run_dir, "failed", failure.summary)
         raise
@@ -79,20 +82,21 @@ def _run_here(config: RunConfig, run_dir: Path, layout: Layout) -> None:
 
 def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement: Placement, layout: Layout) -> None:
     """Be the worker that torchrun or srun made of this process."""
-    from imgnet.launch.worker import exit_record, watch_signals, write_to_log
+    from imgnet.launch.worker import exit_record, give_up_on, watch_signals, write_to_log
     from imgnet.parallel.collectives import agree
     from imgnet.runtime import joined
     from imgnet.train import run
 
-    with joined(placement, layout.use_gpu, store_file=None) as runtime:
+    with joined(placement, layout.use_gpu, store_file=None) as runtime, ExitStack() as stack:
+        claim = stack.enter_context(owner.held(run_dir)).number if runtime.is_main else 0
         if runtime.is_main:
             _create(run_dir, composed, config, layout)
-        run_dir = Path(agree(str(run_dir)))
+        run_dir, claim = Path(agree(str(run_dir))), int(agree(str(claim)))
         write_to_log(run_dir, runtime.rank)
-        stop = watch_signals(run_dir, runtime.rank, ends_run=True)
+        stop = watch_signals(run_dir, runtime.rank, claim, ends_run=True)
         try:
-            with exit_record(run_dir, runtime.rank):
-                run(config, runtime, run_dir, stop)
+            with exit_record(run_dir, runtime.rank, claim):
+                run(config, runtime, run_dir, stop, give_up_on(run_dir, runtime.rank, claim))
         except Exception as error:
             if runtime.is_main:
                 rundir.finish(run_dir, "failed", f"rank {runtime.rank} failed: {error}")

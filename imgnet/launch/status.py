@@ -15,6 +15,9 @@ from imgnet.launch.repeats import counts
 from imgnet.results.table import differing, display_path
 from imgnet.rundir import read_json
 
+ENDS_OF_NOTE = ("failed", "cancelled")
+"""What is shown with its reason."""
+
 
 def by_time(run_dirs: Sequence[Path]) -> list[Path]:
     """In the order in which they were last submitted or started; runs of a sweep stay together, in their own order."""
@@ -40,7 +43,7 @@ def status_table(seen: Sequence[Observed]) -> Group:
     for one, name in zip(seen, _names(seen), strict=True):
         run = one.run_dir.relative_to(folder)
         table.add_row(*map(Text, (str(run), name or "-", one.job_id or "-", _state(one), *_progress(one))))
-    errors = [Text(error_of(one)) for one in seen if one.status == "failed"]
+    errors = [Text(error_of(one)) for one in seen if one.status in ENDS_OF_NOTE]
     return Group(Text(f"runs in {display_path(folder)}"), table, *errors)
 
 
@@ -58,9 +61,10 @@ def show_status(seen: Sequence[Observed], console: Console | None = None) -> Non
 
 
 def error_of(one: Observed) -> str:
-    """The first line of a failed run's error, and where to read on."""
+    """The first line of a failed run's error, and where to read on, if it left a log."""
     first = (str(one.run.get("error") or "no error was written").splitlines() or [""])[0]
-    return f"{display_path(one.run_dir)}: {first}; log: {display_path(log_of(one.run_dir))}"
+    log = log_of(one.run_dir)
+    return f"{display_path(one.run_dir)}: {first}{f'; log: {display_path(log)}' if log.is_file() else ''}"
 
 
 def log_of(run_dir: Path, rank: int | None = None) -> Path:
@@ -74,7 +78,7 @@ def describe(one: Observed) -> str:
     """One line about a run, which changes when its state or its epoch does."""
     epoch, acc1, _ = _progress(one)
     words = [display_path(one.run_dir), f"job {one.job_id}", _state(one), f"epoch {epoch}", f"top-1 {acc1} %"]
-    return "  ".join(words) if one.status != "failed" else f"{'  '.join(words)}  {one.run.get('error')}"
+    return "  ".join(words) if one.status not in ENDS_OF_NOTE else f"{'  '.join(words)}  {one.run.get('error')}"
 
 
 def _state(one: Observed) -> str:

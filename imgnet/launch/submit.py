@@ -40,6 +40,10 @@ def refuse_what_slurm_would(runs: Sequence[QueuedRun]) -> None:
         problems += slurm.refusal(batch_script(array), array.cluster)
     if problems:
         raise ConfigError(problems)
+    try:
+        slurm.cluster_name()  # belongs to a submission
+    except slurm.NoAnswerError as silence:
+        raise ConfigError([str(silence)]) from None
 
 
 def show_plan(runs: Sequence[QueuedRun]) -> None:
@@ -73,6 +77,7 @@ def submit(runs: Sequence[QueuedRun], folder: Path, *, code: Path) -> None:
         take_snapshot(code)
     _remember(runs, folder)
     for run in runs:
+        _note_submission(run.run_dir, None, code)  # before anything begins: a job waits for its number to be noted
         _make_run_dir(run)
     for array in arrays_of(runs, code, Path.cwd()):
         script = _write_script(array, folder)
@@ -144,7 +149,25 @@ def _write_script(array: JobArray, folder: Path) -> Path:
     return path
 
 
-def _note_submission(run_dir: Path, job_id: str, code: Path) -> None:
+def _note_submission(run_dir: Path, job_id: str | None, code: Path) -> None:
+    """Write which job the run is, and no other: one that finds another number leaves the directory alone."""
     # A file of its own: the job may have begun, and write run.json at the same moment.
-    note = {"slurm_job_id": job_id, "submitted": rundir.now(), "code": str(code)}
-    rundir.write_atomically(run_dir / "submission.json", json.dumps(note, indent=2) + "\n")
+    note = {
+        "slurm_job_id": job_id,
+        "cluster": slurm.cluster_name(),
+        "submitted": rundir.now(),
+        "code": str(code),
+    }
+    run_dir.mkdir(exist_ok=True)
+    rundir.write_atomically(run_dir / rundir.SUBMISSION, json.dumps(note, indent=2) + "\n")
+
+
+def note_cancelled(run_dir: Path, when: str | None) -> None:
+    """Write down that the run's job is ended on purpose, before Slurm is told: the job reads it as it ends.
+
+    Args:
+        run_dir: of the run.
+        when: now; None takes it back.
+    """
+    note = rundir.read_json(run_dir / rundir.SUBMISSION) | {"cancelled": when}
+    rundir.write_atomically(run_dir / rundir.SUBMISSION, json.dumps(note, indent=2) + "\n")

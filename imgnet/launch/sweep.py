@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from imgnet.config import HYDRA, ConfigError, RunConfig, SlurmConfig, parse
 from imgnet.launch.batch import QueuedRun
+from imgnet.launch.causes import RunFailed
 from imgnet.launch.checks import check
 from imgnet.launch.composition import Composer
-from imgnet.launch.local import RunFailed
 from imgnet.launch.progress import progress
 from imgnet.launch.repeats import made_before, to_be_continued
 from imgnet.launch.start import no_other_launcher

@@ -10,7 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from rich.live import Live
 
 from imgnet.config import RunConfig, SlurmConfig
-from imgnet.launch.local import RunFailed
+from imgnet.launch.causes import RunFailed
 from imgnet.launch.observe import Observed, observe
 from imgnet.launch.status import describe, status_table
 from imgnet.results.table import typed_path

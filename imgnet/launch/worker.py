@@ -8,13 +8,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
 
 from imgnet.config import RunConfig, SlurmConfig
 from imgnet.launch.cores import stay_near_gpu
+from imgnet.launch.owner import BEAT_S, is_still_held
+from imgnet.launch.snapshot import PACKAGE
 from imgnet.rundir import ExitRecord, finish, write_exit_record
 from imgnet.runtime import joined, placement_from_environment
 from imgnet.train import run
@@ -24,21 +26,33 @@ STOP_SIGNAL = signal.SIGUSR2
 """Save and end. Slurm sends it before a time limit or a preemption where it is told to; NCCL has SIGUSR1."""
 
 
-def work(config: RunConfig, run_dir: Path, store_file: Path | None, use_gpu: bool) -> None:
-    """A worker that this package's launcher started. Never returns: the process ends with the run."""
+def work(config: RunConfig, run_dir: Path, claim: int, store_file: Path | None, use_gpu: bool, package: Path) -> None:
+    """A worker that this package's launcher started. Never returns: the process ends with the run.
+
+    Args:
+        config: the run.
+        run_dir: its directory.
+        claim: number of the claim to the directory, without which this worker has no business there.
+        store_file: where workers of one node meet; None where the environment says it.
+        use_gpu: one GPU for each worker.
+        package: the launcher's; another one here, where a snapshot has been deleted since, would be other code.
+    """
     os.setsid()  # a terminal's Ctrl-C reaches the launcher alone, which then ends its workers in order
     placement = placement_from_environment()
     assert placement is not None, "the elastic agent states a rank"
     logging.captureWarnings(capture=True)
     write_to_log(run_dir, placement.rank)
     in_slurm = isinstance(config.cluster, SlurmConfig)
-    stop = watch_signals(run_dir, placement.rank, ends_run=not in_slurm)  # the job's first process outlives workers
+    # In a job its first process outlives the workers.
+    stop = watch_signals(run_dir, placement.rank, claim, ends_run=not in_slurm)
     status = 1
     try:
-        with exit_record(run_dir, placement.rank), joined(placement, use_gpu, store_file) as runtime:
-            if use_gpu and in_slurm:
-                stay_near_gpu(runtime.local_rank, runtime.local_world_size)
-            run(config, runtime, run_dir, stop)
+        with exit_record(run_dir, placement.rank, claim):
+            _refuse_other_code(package)
+            with joined(placement, use_gpu, store_file) as runtime:
+                if use_gpu and in_slurm:
+                    stay_near_gpu(runtime.local_rank, runtime.local_world_size)
+                run(config, runtime, run_dir, stop, give_up_on(run_dir, placement.rank, claim))
         status = 0
     except BaseException:  # the record holds it, and the launcher shows it
         logging.getLogger("imgnet").debug("worker failed", exc_info=True)
@@ -78,14 +92,15 @@ def write_to_log(run_dir: Path, rank: int) -> None:
             os.dup2(handler.stream.fileno(), stream)
 
 
-def watch_signals(run_dir: Path, rank: int, *, ends_run: bool) -> threading.Event:
-    """Act on signals and on the launcher's death at once, from a thread of our own.
+def watch_signals(run_dir: Path, rank: int, claim: int, *, ends_run: bool) -> threading.Event:
+    """Act on signals and on the launcher's death at once, from a thread of our own; and on the loss of the directory.
 
     The main thread may be inside a collective for minutes, where Python runs no handler.
 
     Args:
         run_dir: of the run.
         rank: of this worker.
+        claim: number of the claim to the directory. When there is a higher one, this process ends without a trace.
         ends_run: whether rank 0's end is the run's, and to be written there; else somebody outlives the workers.
 
     Returns:
@@ -100,28 +115,48 @@ def watch_signals(run_dir: Path, rank: int, *, ends_run: bool) -> threading.Even
     sentinels = [reading] if launcher is None else [reading, launcher.sentinel]
 
     def wait() -> None:
-        while (number := _next_signal(sentinels)) == STOP_SIGNAL:
-            stop.set()
-        error = f"ended by {signal.Signals(number).name}" if number else "the launcher was killed"
-        write_exit_record(run_dir, ExitRecord(rank, "terminated", time.time(), error))
-        if ends_run and rank == 0:
-            finish(run_dir, "failed", error)  # the launcher, where it lives, knows better and has the last word
+        while (number := _next_signal(sentinels, BEAT_S)) in (STOP_SIGNAL, None) and is_still_held(run_dir, claim):
+            if number == STOP_SIGNAL:
+                stop.set()
+        if is_still_held(run_dir, claim):
+            error = f"ended by {signal.Signals(number).name}" if number else "the launcher was killed"
+            write_exit_record(run_dir, ExitRecord(rank, "terminated", time.time(), error))
+            if ends_run and rank == 0:
+                finish(run_dir, "failed", error)  # the launcher, where it lives, knows better and has the last word
         _flush()
-        os._exit(128 + number)
+        os._exit(128 + (number or 0))
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
     return stop
 
 
-def _next_signal(sentinels: list[int]) -> int:
-    """The number of the next signal; 0 when the launcher is gone."""
-    reading = sentinels[0]
-    return os.read(reading, 1)[0] if reading in connection.wait(sentinels) else 0
+def _next_signal(sentinels: list[int], patience_s: float) -> int | None:
+    """The number of the next signal; 0 when the launcher is gone; None when nothing happens for so long."""
+    ready = connection.wait(sentinels, patience_s)
+    if sentinels[0] in ready:
+        return os.read(sentinels[0], 1)[0]
+    return 0 if ready else None
+
+
+def give_up_on(run_dir: Path, rank: int, claim: int) -> Callable[[str, str], None]:
+    """What a worker does that has waited too long for another one: it says which, and ends."""
+
+    def give_up(error: str, stack: str) -> None:
+        logging.getLogger("imgnet").error("%s\n%s", error, stack)
+        if is_still_held(run_dir, claim):
+            write_exit_record(run_dir, ExitRecord(rank, "waited", time.time(), error, stack))
+        _flush()
+        os._exit(1)
+
+    return give_up
 
 
 @contextmanager
-def exit_record(run_dir: Path, rank: int) -> Iterator[None]:
-    """Write down how a worker ends; what it raises with its traceback, before it is raised further."""
+def exit_record(run_dir: Path, rank: int, claim: int) -> Iterator[None]:
+    """Write down how a worker ends; what it raises with its traceback, before it is raised further.
+
+    Not in a directory that somebody else owns by now.
+    """
     try:
         yield
         write_exit_record(run_dir, ExitRecord(rank, "completed", time.time(), ""))
@@ -129,8 +164,14 @@ def exit_record(run_dir: Path, rank: int) -> Iterator[None]:
         text = "".join(traceback.format_exception(error))
         summary = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
         logging.getLogger("imgnet").error("rank %d failed\n%s", rank, text)
-        write_exit_record(run_dir, ExitRecord(rank, "raised", time.time(), summary, text))
+        if is_still_held(run_dir, claim):
+            write_exit_record(run_dir, ExitRecord(rank, "raised", time.time(), summary, text))
         raise
+
+
+def _refuse_other_code(package: Path) -> None:
+    if package != PACKAGE:
+        raise RuntimeError(f"{package} is gone, the code of this run, and {PACKAGE} is not it")
 
 
 def _flush() -> None:

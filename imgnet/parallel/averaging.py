@@ -3,7 +3,7 @@
 And how far the workers are apart: from their average, and from those that they average with.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +14,8 @@ from torch.nn import Module
 from imgnet.parallel.collectives import sum_over_workers
 from imgnet.parallel.topology import Group, Neighbours, Round
 from imgnet.parallel.topology.rounds import uniform
-from imgnet.parallel.transfers import Background, Memory, PeerExchange, ShardedMean, as_neighbours
+from imgnet.parallel.transfers import Lane, PeerExchange, ShardedMean, as_neighbours
+from imgnet.parallel.wire import Wire
 
 
 @contextmanager
@@ -45,40 +46,43 @@ def _distance(own: Sequence[Tensor], mean: Sequence[Tensor]) -> float:
     return (total / dist.get_world_size()) ** 0.5
 
 
-def neighbour_distance(blocks: Sequence[Tensor], rounds: Sequence[Round], rank: int) -> float:
+def neighbour_distance(blocks: Sequence[Tensor], rounds: Sequence[Round], rank: int, wire: Wire) -> float:
     """How far workers are from those that they average with: ``sqrt(mean |x_i - x_j|^2)``. Collective.
 
     The mean goes over all pairs of workers that average with each other in one of the rounds, once for each round. It
     costs about one averaging for each round, block by block, in fp32.
 
     Args:
-        blocks: this worker's values, 1-D, fp32; no other message with their tags may be under way.
+        blocks: this worker's values, 1-D, fp32.
         rounds: not one of them idle.
         rank: this worker.
+        wire: to the other workers; nothing else may be under way on it.
 
     Returns:
         0 where there are no rounds.
     """
     if not rounds:
         return 0.0
-    background = Background(blocks[0].device)
+
+    def lane_of(block: Tensor) -> Lane:
+        return Lane(block, wire, block.dtype, 0, torch.empty_like(block))
+
     parts = [part for part in (as_neighbours(round_.part(rank), rank) for round_ in rounds) if part is not None]
-    squares = sum(_squares(block, part, rank, background) for part in parts for block in blocks)
+    squares = sum(_squares(block, part, rank, lane_of) for part in parts for block in blocks)
     pairs = sum(len(part.ranks) - 1 if isinstance(part, Group) else len(part.peers) for part in parts)
     total, count = sum_over_workers([squares, pairs], blocks[0].device)
     return (total / count) ** 0.5
 
 
-def _squares(block: Tensor, part: Group | Neighbours, rank: int, background: Background) -> float:
+def _squares(block: Tensor, part: Group | Neighbours, rank: int, lane_of: Callable[[Tensor], Lane]) -> float:
     """``sum |x_i - x_j|^2`` over the peers of this worker; over a group it comes out as the sum over its pairs."""
-    memory, scratch = Memory(block.device), torch.empty_like(block)
     if isinstance(part, Neighbours):
-        exchange = PeerExchange(block, part, block.dtype, memory, scratch, tag=0)
+        exchange = PeerExchange(lane_of(block), part)
         exchange.start()
         exchange.wait()
         return sum(float((block - other).double().square().sum()) for other in exchange.received)
     mean, members = block.clone(), len(part.ranks)
-    sharded = ShardedMean(mean, uniform(part.ranks), rank, block.dtype, memory, scratch, tag=0, background=background)
+    sharded = ShardedMean(lane_of(mean), uniform(part.ranks), rank)
     sharded.start()
     sharded.wait()
     sharded.finish()

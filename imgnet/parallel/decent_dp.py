@@ -26,6 +26,7 @@ from imgnet.parallel.averaging import float_buffers, neighbour_distance, standin
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import GroupRound, Topology
+from imgnet.parallel.wire.processes import ProcessWire
 from imgnet.runtime import Runtime
 
 
@@ -65,6 +66,7 @@ class DecentDp(Strategy):
         self._num_accumulation_steps = num_accumulation_steps
         self._topology = topology
         self._rank = runtime.rank
+        self._wire = ProcessWire(runtime.device)
         self._optimizers: list[Optimizer] = []
         self._lr_of_last_step = 0.0
         broadcast_from_first(list(module.buffers()))
@@ -101,7 +103,7 @@ class DecentDp(Strategy):
         """See :meth:`Strategy.averaged`."""
         parameters = [parameter.data for parameter in self._module.parameters()]
         together = torch.cat([parameter.reshape(-1) for parameter in parameters])
-        between_neighbours = neighbour_distance([together], self._topology.rounds, self._rank)
+        between_neighbours = neighbour_distance([together], self._topology.rounds, self._rank, self._wire)
         with standing_in(float_buffers(self._module)), standing_in(parameters) as from_average:
             yield Average(self._module, from_average, between_neighbours)
 

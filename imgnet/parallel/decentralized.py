@@ -25,9 +25,10 @@ from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.averaging import float_buffers, neighbour_distance, standing_in
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.flat import NamedParameter, flatten, split_into_buckets
-from imgnet.parallel.mixing import Averaging, Mixer
+from imgnet.parallel.mixing import Averaging, Mixer, sums_over
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import Schedule
+from imgnet.parallel.wire.processes import ProcessWire
 from imgnet.runtime import Runtime
 
 NUM_MEASURED_ROUNDS = 8
@@ -89,7 +90,9 @@ class Decentralized(Strategy):
         broadcast_from_first([bucket.block for bucket in self._buckets] + list(module.buffers()))
         self._schedule = schedule
         self._rank = runtime.rank
-        self._mixer = Mixer(schedule, [bucket.block for bucket in self._buckets], runtime.rank, wire_dtype)
+        self._wire = ProcessWire(runtime.device, sums_over(schedule, wire_dtype))
+        blocks = [bucket.block for bucket in self._buckets]
+        self._mixer = Mixer(schedule, blocks, runtime.rank, wire_dtype, self._wire)
         self._step = 0
         self._next = 0
         self._last_pass = False
@@ -160,7 +163,7 @@ class Decentralized(Strategy):
             averaging.settle()
         blocks = [bucket.block for bucket in self._buckets]
         rounds = self._schedule.next_rounds(max(num_steps - 1, 0), NUM_MEASURED_ROUNDS)
-        between_neighbours = neighbour_distance(blocks, rounds, self._rank)
+        between_neighbours = neighbour_distance(blocks, rounds, self._rank, self._wire)
         with standing_in(float_buffers(self._module)), standing_in(blocks) as from_average:
             yield Average(self._module, from_average, between_neighbours)
 

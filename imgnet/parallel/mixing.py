@@ -5,20 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from imgnet.config import WireDtype
 from imgnet.parallel.topology import Group, Part, Schedule
-from imgnet.parallel.transfers import (
-    Background,
-    GroupAllReduce,
-    Memory,
-    PeerExchange,
-    ShardedMean,
-    Transfer,
-    as_neighbours,
-)
+from imgnet.parallel.transfers import GroupAllReduce, Lane, PeerExchange, ShardedMean, Transfer, as_neighbours
+from imgnet.parallel.wire import Wire
 
 WIRE_DTYPES = {WireDtype.fp32: torch.float32, WireDtype.bf16: torch.bfloat16}
 
@@ -102,57 +94,47 @@ class Averaging:
         self._under_way = None
 
 
+def sums_over(schedule: Schedule, wire_dtype: WireDtype) -> tuple[tuple[int, ...], ...]:
+    """The groups that :class:`Mixer` reduces as a whole, which a wire may have to prepare: all but pairs, in fp32."""
+    if wire_dtype is not WireDtype.fp32:
+        return ()
+    return tuple(ranks for ranks in schedule.communicators() if len(ranks) > 2)
+
+
 class Mixer:
-    """This worker's part in the rounds of a run. Making one is collective: it makes the process groups.
+    """This worker's part in the rounds of a run.
 
     Args:
         schedule: who averages with whom at which step.
         blocks: what is averaged, each with messages of its own; 1-D, fp32, in the same order on all workers.
         rank: this worker.
         wire_dtype: numbers in the messages.
+        wire: to the other workers, for the groups of :func:`sums_over`.
     """
 
-    def __init__(self, schedule: Schedule, blocks: Sequence[Tensor], rank: int, wire_dtype: WireDtype) -> None:
+    def __init__(
+        self, schedule: Schedule, blocks: Sequence[Tensor], rank: int, wire_dtype: WireDtype, wire: Wire
+    ) -> None:
         device = blocks[0].device
         self.clock = WaitClock(device)
         self._schedule = schedule
         self._rank = rank
-        self._wire = WIRE_DTYPES[wire_dtype]
-        self._background = Background(device)
-        self._process_groups = {} if self._wire is not torch.float32 else _process_groups(schedule)
-        rounds_values = self._wire is not torch.float32
-        largest = max(block.numel() for block in blocks) if rounds_values else 0
-        self._scratch = torch.empty(largest, device=device)
-        self.averagings = [self._averaging(block, index) for index, block in enumerate(blocks)]
+        dtype = WIRE_DTYPES[wire_dtype]
+        largest = max(block.numel() for block in blocks) if dtype is not torch.float32 else 0
+        scratch = torch.empty(largest, device=device)
+        lanes = [Lane(block, wire, dtype, 2 * index, scratch) for index, block in enumerate(blocks)]
+        self.averagings = [self._averaging(lane) for lane in lanes]
         """One for each block."""
 
-    def _averaging(self, block: Tensor, index: int) -> Averaging:
-        memory = Memory(block.device)
+    def _averaging(self, lane: Lane) -> Averaging:
         plans = [phase.topology.plan(self._rank) for phase in self._schedule.phases]
         parts: dict[Part, None] = dict.fromkeys(part for plan in plans for part in plan if part is not None)
-        transfers = {part: self._transfer(part, block, index, memory) for part in parts}
+        transfers = {part: self._transfer(part, lane) for part in parts}
         return Averaging(self._schedule, self._rank, transfers, self.clock)
 
-    def _transfer(self, part: Part, block: Tensor, index: int, memory: Memory) -> Transfer:
+    def _transfer(self, part: Part, lane: Lane) -> Transfer:
         part = as_neighbours(part, self._rank)
         assert part is not None
-        tag = 2 * index
         if not isinstance(part, Group):
-            return PeerExchange(block, part, self._wire, memory, self._scratch, tag)
-        if self._wire is torch.float32:
-            return GroupAllReduce(block, part, self._process_groups[part.ranks], memory)
-        return ShardedMean(block, part, self._rank, self._wire, memory, self._scratch, tag, self._background)
-
-
-def _process_groups(schedule: Schedule) -> dict[tuple[int, ...], dist.ProcessGroup]:
-    """Communicators of this worker's groups of three or more. Collective.
-
-    Every rank makes those of all ranks, in one order, as torch demands. Pairs need none.
-    """
-    made: dict[tuple[int, ...], dist.ProcessGroup] = {}
-    for ranks in schedule.communicators():
-        everybody = len(ranks) == dist.get_world_size()  # whose communicator exists already
-        group = dist.group.WORLD if everybody else dist.new_group(list(ranks)) if len(ranks) > 2 else None
-        if isinstance(group, dist.ProcessGroup):
-            made[ranks] = group
-    return made
+            return PeerExchange(lane, part)
+        return ShardedMean(lane, part, self._rank) if lane.rounds_values else GroupAllReduce(lane, part)

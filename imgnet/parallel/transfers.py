@@ -1,4 +1,4 @@
-"""One worker's part in a round of averaging, on one block of memory: what goes over the wire, and what is made of it.
+"""One worker's part in a round of averaging, on one block of memory: what it sends, and what is made of what comes.
 
 Messages are fp32, or bf16 for half the bytes. In bf16 a worker's own values stay fp32, and what it takes from the
 others is a difference of rounded values, so that all that one worker gains another one loses: **the mean of all
@@ -9,54 +9,48 @@ value among the workers that average, times the share ``1 - W[i, i]`` that they 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from imgnet.parallel.topology import Arrows, Group, Neighbours, Part
-
-Wait = Callable[[], object]
-
-
-class Memory:
-    """Buffers of one block, shared by its transfers, which take turns. Each is made once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._buffers: dict[tuple[str, int, torch.dtype], Tensor] = {}
-
-    def get(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
-        """The buffer of that name, ``[size]``."""
-        key = (name, size, dtype)
-        if key not in self._buffers:
-            self._buffers[key] = torch.empty(size, dtype=dtype, device=self._device)
-        return self._buffers[key]
+from imgnet.parallel.wire import Arrival, Message, Wire
 
 
-class Background:
-    """Does what must follow a message's arrival while the worker goes on computing.
+class Lane:
+    """A block, and what its transfers share: their way to the other workers, buffers, room to compute in.
 
-    A thread on CPU, where a wait holds up the one who waits; a second stream on a GPU, where nothing on the host waits.
+    The transfers of a block take turns; those of several blocks do not.
+
+    Args:
+        block: this worker's values, 1-D, fp32.
+        wire: to the other workers.
+        dtype: numbers in the messages.
+        tag: this number and the next are of no other lane of the wire.
+        scratch: fp32, at least as large as the block; used within :meth:`Transfer.finish` only, one for all lanes.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._thread = None if self._stream else ThreadPoolExecutor(max_workers=1, thread_name_prefix="averaging")
+    def __init__(self, block: Tensor, wire: Wire, dtype: torch.dtype, tag: int, scratch: Tensor) -> None:
+        self.block = block
+        self.wire = wire
+        self.dtype = dtype
+        self.tag = tag
+        self.scratch = scratch
+        self._buffers: dict[tuple[str, int, torch.dtype], Tensor] = {}
 
-    def submit(self, task: Callable[[], None]) -> Wait:
-        """Begin ``task``, after all that was submitted before. Returns what waits for its end, and raises its error."""
-        if self._thread is not None:
-            return self._thread.submit(task).result
-        assert self._stream is not None
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            task()
-            return self._stream.record_event().wait
+    @property
+    def rounds_values(self) -> bool:
+        """Whether messages are narrower than the block."""
+        return self.dtype != self.block.dtype
+
+    def buffer(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
+        """A tensor ``[size]``, the same one for the same name; made when first asked for."""
+        key = (name, size, dtype)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(size, dtype=dtype, device=self.block.device)
+        return self._buffers[key]
 
 
 class Transfer(ABC):
@@ -89,44 +83,37 @@ def as_neighbours(part: Part, rank: int) -> Neighbours | Group | None:
 
 @final
 class PeerExchange(Transfer):
-    """Blocks exchanged with each neighbour: ``x <- self_weight * x + sum(weight * x_peer)``.
-
-    In bf16, with Q for rounding: ``x <- x + sum(weight * (Q(x_peer) - Q(x)))``.
+    """Blocks exchanged with each neighbour: ``x <- x + sum(weight * (x_peer - x))``, in bf16 of rounded values.
 
     Args:
-        block: this worker's values, 1-D, fp32.
+        lane: of the block.
         neighbours: the peers, which have an exchange with this worker.
-        wire: dtype of the messages.
-        memory: of this block.
-        scratch: fp32, at least as large as the block; used within ``finish`` only, and for bf16 only.
-        tag: the same on all workers, and of no other transfer that is under way.
     """
 
-    def __init__(
-        self, block: Tensor, neighbours: Neighbours, wire: torch.dtype, memory: Memory, scratch: Tensor, tag: int
-    ) -> None:
-        self._block = block
+    def __init__(self, lane: Lane, neighbours: Neighbours) -> None:
+        self._block = lane.block
         self._neighbours = neighbours
-        self._scratch = scratch[: block.numel()]
-        self._rounds_values = wire != block.dtype
-        self._sent = memory.get("own", block.numel(), wire) if self._rounds_values else block
-        self.received = [memory.get(f"received {place}", block.numel(), wire) for place in range(len(neighbours.peers))]
-        """What each peer sent, once ``wait`` has returned."""
+        self._scratch = lane.scratch[: lane.block.numel()]
+        self._rounds_values = lane.rounds_values
         peers = [peer for peer, _ in neighbours.peers]
-        self._messages = _messages(peers, [self._sent] * len(peers), self.received, tag)
-        self._works: list[dist.Work] = []
+        size = self._block.numel()
+        self._sent = lane.buffer("own", size, lane.dtype) if self._rounds_values else self._block
+        self.received = [lane.buffer(f"received {place}", size, lane.dtype) for place in range(len(peers))]
+        """What each peer sent, once ``wait`` has returned and until ``finish``."""
+        messages = [Message(peer, self._sent, values) for peer, values in zip(peers, self.received, strict=True)]
+        self._start = lane.wire.exchange(messages, lane.tag)
+        self._arrival: Arrival | None = None
 
     def start(self) -> None:
         """See :meth:`Transfer.start`."""
         if self._rounds_values:
             self._sent.copy_(self._block)
-        self._works = dist.batch_isend_irecv(self._messages)
+        self._arrival = self._start()
 
     def wait(self) -> None:
         """See :meth:`Transfer.wait`."""
-        for work in self._works:
-            work.wait()
-        self._works = []
+        if self._arrival is not None:
+            self._arrival.wait()
 
     def finish(self) -> None:
         """See :meth:`Transfer.finish`."""
@@ -146,30 +133,27 @@ class GroupAllReduce(Transfer):
     """A group averaged by one all-reduce of fp32, which every backend does well.
 
     Args:
-        block: this worker's values, 1-D, fp32.
+        lane: of the block, with fp32 on the wire.
         group: of three or more.
-        process_group: its communicator.
-        memory: of this block.
     """
 
-    def __init__(self, block: Tensor, group: Group, process_group: dist.ProcessGroup, memory: Memory) -> None:
-        self._block = block
-        self._process_group = process_group
-        self._sum = memory.get("received 0", block.numel(), block.dtype)
+    def __init__(self, lane: Lane, group: Group) -> None:
+        self._block = lane.block
         self._share = (1.0 - group.weight) / (len(group.ranks) - 1)
         self._own = 0.0 if group.is_uniform else group.weight - self._share  # the sum holds the own values once
-        self._work: dist.Work | None = None
+        self._sum = lane.buffer("received 0", lane.block.numel(), lane.block.dtype)
+        self._start = lane.wire.all_reduce(self._sum, group.ranks)
+        self._arrival: Arrival | None = None
 
     def start(self) -> None:
         """See :meth:`Transfer.start`."""
         torch.mul(self._block, self._share, out=self._sum)
-        self._work = dist.all_reduce(self._sum, group=self._process_group, async_op=True)
+        self._arrival = self._start()
 
     def wait(self) -> None:
         """See :meth:`Transfer.wait`."""
-        if self._work is not None:
-            self._work.wait()
-        self._work = None
+        if self._arrival is not None:
+            self._arrival.wait()
 
     def finish(self) -> None:
         """See :meth:`Transfer.finish`."""
@@ -191,60 +175,40 @@ class ShardedMean(Transfer):
     (An all-reduce in bf16 rounds every partial sum, and would move the mean of all workers by that in each step.)
 
     Args:
-        block: this worker's values, 1-D, fp32.
+        lane: of the block; with fp32 on the wire the mean is exact.
         group: of two or more.
         rank: this worker.
-        wire: dtype of the messages; with fp32 the mean is exact.
-        memory: of this block.
-        scratch: fp32, at least as large as the block; used within ``finish`` only.
-        tag: this number and the next are of no other transfer that is under way.
-        background: where the means are made.
     """
 
-    def __init__(
-        self,
-        block: Tensor,
-        group: Group,
-        rank: int,
-        wire: torch.dtype,
-        memory: Memory,
-        scratch: Tensor,
-        tag: int,
-        background: Background,
-    ) -> None:
+    def __init__(self, lane: Lane, group: Group, rank: int) -> None:
         members = len(group.ranks)
-        self._block = block
+        self._block = lane.block
         self._gain = (1.0 - group.weight) / (members - 1) * members
-        self._background = background
-        self._scratch = scratch[: block.numel()]
+        self._scratch = lane.scratch[: lane.block.numel()]
         self._place = group.ranks.index(rank)
-        self._own = memory.get("own", block.numel(), wire)
-        self._means = memory.get("received 0", block.numel(), wire)
-        parts = _parts(block.numel(), members)
+        self._own = lane.buffer("own", self._block.numel(), lane.dtype)
+        self._means = lane.buffer("received 0", self._block.numel(), lane.dtype)
+        parts = _parts(self._block.numel(), members)
         self._part = parts[self._place]
         size = self._part.stop - self._part.start
-        self._rows = memory.get("rows", members * size, wire).view(members, size)
-        self._mean = memory.get("mean", size, block.dtype)
-        self._carry = memory.get("carry", size, block.dtype)
-        self._values = memory.get("values", size, block.dtype)
-        others = [place for place in range(members) if place != self._place]
-        peers = [group.ranks[place] for place in others]
-        own, means = [[whole[parts[place]] for place in others] for whole in (self._own, self._means)]
-        rows = [self._rows[place] for place in others]
-        self._gather = _messages(peers, own, rows, tag)
-        self._scatter = _messages(peers, rows, means, tag + 1)
-        self._works: list[dist.Work] = []
-        self._returned: Wait | None = None
+        self._rows = lane.buffer("rows", members * size, lane.dtype).view(members, size)
+        self._mean = lane.buffer("mean", size, self._block.dtype)
+        self._carry = lane.buffer("carry", size, self._block.dtype)
+        self._values = lane.buffer("values", size, self._block.dtype)
+        others = [(place, peer) for place, peer in enumerate(group.ranks) if place != self._place]
+        gathered = [Message(peer, self._own[parts[place]], self._rows[place]) for place, peer in others]
+        scattered = [Message(peer, self._rows[place], self._means[parts[place]]) for place, peer in others]
+        self._gather = lane.wire.exchange(gathered, lane.tag)
+        self._scatter = lane.wire.exchange(scattered, lane.tag + 1)
+        self._means_sent: Arrival | None = None
+        self._means_came: Arrival | None = None
 
     def start(self) -> None:
         """See :meth:`Transfer.start`."""
         self._own.copy_(self._block)
-        works = _begin(self._gather)
-        self._returned = self._background.submit(lambda: self._return_means(works))
+        self._means_sent = self._gather().then(self._return_means)
 
-    def _return_means(self, works: Sequence[dist.Work]) -> None:
-        for work in works:
-            work.wait()
+    def _return_means(self) -> None:
         self._rows[self._place].copy_(self._own[self._part])
         self._mean.zero_()
         for row in self._rows:
@@ -256,16 +220,14 @@ class ShardedMean(Transfer):
                 self._carry.add_(self._mean)
                 row.copy_(self._carry)
                 self._carry.sub_(self._values.copy_(row))
-        self._works = _begin(self._scatter)
+        self._means_came = self._scatter()
 
     def wait(self) -> None:
         """See :meth:`Transfer.wait`."""
-        if self._returned is None:
-            return
-        self._returned()
-        self._returned = None
-        for work in self._works:
-            work.wait()
+        if self._means_sent is not None:
+            self._means_sent.wait()
+            assert self._means_came is not None
+            self._means_came.wait()
 
     def finish(self) -> None:
         """See :meth:`Transfer.finish`."""
@@ -278,18 +240,3 @@ class ShardedMean(Transfer):
 def _parts(size: int, number: int) -> list[slice]:
     bounds = [size * place // number for place in range(number + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]
-
-
-def _messages(peers: Sequence[int], sent: Sequence[Tensor], received: Sequence[Tensor], tag: int) -> list[dist.P2POp]:
-    """What comes from each peer, then what goes to it; without the empty ones.
-
-    The order matters with gloo: a receiver first tells its sender that it is ready, and on the same connection that
-    word would come after whatever was sent before, megabytes later.
-    """
-    incoming = [dist.P2POp(dist.irecv, values, peer, tag=tag) for peer, values in zip(peers, received, strict=True)]
-    outgoing = [dist.P2POp(dist.isend, values, peer, tag=tag) for peer, values in zip(peers, sent, strict=True)]
-    return [message for message in incoming + outgoing if message.tensor.numel()]
-
-
-def _begin(messages: list[dist.P2POp]) -> list[dist.Work]:
-    return dist.batch_isend_irecv(messages) if messages else []

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from imgnet.results.read import Run
 from imgnet.rundir import NOT_IN_THE_RESULT, NOT_IN_THE_RESULT_OF_CLUSTER
+from imgnet.suggest import nearest
 
 IGNORED = ("seed", *NOT_IN_THE_RESULT, *(f"cluster.{key}" for key in NOT_IN_THE_RESULT_OF_CLUSTER))
 """Settings, or the beginnings of their names, that put no run into another group."""
@@ -180,8 +181,8 @@ def chosen(runs: Sequence[Run], choices: Sequence[Choice]) -> list[Run]:
 def _what_there_is(runs: Sequence[Run], key: str) -> str:
     values = {_value(run, key) for run in runs} - {NOT_SET}
     if not values:
-        typed = dict.fromkeys(name for run in runs for name in run.overrides)
-        return f"no run has a setting {key}; typed were {', '.join(typed) or 'none'}"
+        known = {name for run in runs for name in run.overrides} | {"seed"}
+        return f"no run has a setting {key!r}; {nearest(key, known)}"
     shown = sorted(values, key=natural)
     return f"no run has it; there are {', '.join(shown[:10])}{' and more' * (len(shown) > 10)}"
 

@@ -24,6 +24,7 @@ from imgnet.results.statistics import (
     paired_ratio,
     time_to,
 )
+from imgnet.suggest import nearest
 
 
 def last(run: Run, column: str) -> float:
@@ -258,7 +259,7 @@ def sort_rows(results: Results, key: str, *, reverse: bool = False) -> Results:
     measures = {measure.key: measure for measure in MEASURES}
     known = [*measures, "seeds", *(["target"] if results.target is not None else []), *settings]
     if key not in known:
-        raise UnknownChoiceError(f"--sort {key}: known are {', '.join(known)}")
+        raise UnknownChoiceError(f"--sort {key}: {nearest(key, known)}")
     falls = (key == "seeds" or (key in measures and measures[key].more_is_better)) != reverse
     numbers = {row: _number_to_sort_by(row, key) for row in rows}
     there = sorted((row for row in rows if not math.isnan(numbers[row])), key=lambda row: numbers[row], reverse=falls)

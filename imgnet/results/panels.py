@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ LINES: tuple[Dashes, ...] = ((0, ()), (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, 
 UNFINISHED: Dashes = (0, (1, 4))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 """As many as have no divisor in common with the others: 252 styles."""
-PART_COLOURS = (("data", "#E69F00", "//"), ("computation", "#56B4E9", ""), ("waiting", "#CC79A7", ".."))
+PART_COLOURS = (("data", "#E69F00", "//"), ("computation", "#56B4E9", ""), ("waiting", "#0072B2", ".."))
 BAND = "bands and bars: 95 % Student t interval\nof the mean over seeds"
 MOST_BARS = 40
 MOST_WITH_MARKERS = 40
@@ -216,18 +217,10 @@ def _draw_pareto(axes: Axes, points: dict[int, tuple[Estimate, Estimate]], measu
     axes.plot(costs[front], gains[front], drawstyle="steps-post", color="0.6", linewidth=1, linestyle="--", zorder=1)
     for (index, (spent, gained)), cost, gain in zip(points.items(), costs, gains, strict=True):
         style = Style.of(index)
-        bars = axes.errorbar(
-            cost,
-            gain,
-            xerr=_arm(spent, unit.seconds),
-            yerr=_arm(gained, 1),
-            color=style.colour,
-            marker=style.marker,
-            markersize=6,
-            elinewidth=1,
-            capsize=2,
-        )
-        _own(bars, index)
+        axes.plot(cost, gain, color=style.colour, marker=style.marker, markersize=6, gid=gid(index))
+        if not math.isnan(spent.low) or not math.isnan(gained.low):
+            arms: dict[str, Any] = {"xerr": _arm(spent, unit.seconds), "yerr": _arm(gained, 1)}
+            _own(axes.errorbar(cost, gain, **arms, color=style.colour, elinewidth=1, capsize=2), index)
     axes.set_xlabel("training time, " + unit.name if measure.is_time else "MB sent by a worker")
     axes.set_ylabel("top-1, %")
     axes.grid(visible=True, alpha=0.25, linewidth=0.6)

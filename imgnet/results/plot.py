@@ -22,6 +22,7 @@ from imgnet.results.panels import (
     pareto_panel,
     split_panel,
 )
+from imgnet.suggest import nearest
 
 FORMATS = (".png", ".pdf", ".svg")
 NO_DATES = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
@@ -71,7 +72,7 @@ def asked_for(
 def _of_column(groups: Sequence[Group], x: str, y: str, problems: Problems) -> Panel | None:
     runs = [run for group in groups for run in group.runs]
     if y not in (known := columns_of(runs, problems)):
-        raise UnknownChoiceError(f"--y {y}: no run has such a column; there are {', '.join(known) or 'none'}")
+        raise UnknownChoiceError(f"--y {y}: no run has such a column; {nearest(y, known)}")
     return curves_panel(groups, x, y, problems)
 
 

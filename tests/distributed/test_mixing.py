@@ -10,34 +10,17 @@ from torch import nn
 from imgnet.config import SgdConfig, WireDtype
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.parallel.decentralized import Decentralized
-from imgnet.parallel.topology import FAMILIES, Phase, Schedule, build_topology, mixing_matrix
+from imgnet.parallel.topology import Schedule, build_topology, mixing_matrix
 from imgnet.runtime import Runtime
 from tests.distributed.harness import on_workers
 from tests.distributed.models import make_optimizer, parameters_of
+from tests.in_process import Workers, schedules, start_of
 
 FROZEN = SgdConfig(name="sgd", lr=0.0, weight_decay=0.0)
 LAYOUTS = [(2, 2), (3, 3), (4, 2)]
 LARGE = [pytest.param(*layout, marks=pytest.mark.slow) for layout in ((6, 2), (8, 4))]
 MAX_STEPS = 7
 UNIT = 2.0**-8  # of bf16: the largest error of a rounded value, relative to it
-
-
-def families(world_size: int, per_node: int) -> list[tuple[str, dict]]:
-    """Every family that exists for these workers, with options where it has some."""
-    odd_weights = [[[rank, rank + 1, 0.1 * (1 + rank % 3)] for rank in range(world_size - 1)], []]
-    uneven = [[{"ranks": list(range(world_size)), "weight": 0.7}]]
-    found = [
-        (name, {}) for name in FAMILIES if name not in ("custom", "alternating-exp-ring") and "directed" not in name
-    ]
-    found += [("base-graph", {"max_degree": 2}), ("static-ring", {"neighbours": world_size // 2})]
-    found += [("ring", {"self_weight": 0.8, "every": 2}), ("custom", {"rounds": odd_weights})]
-    found += [("custom", {"rounds": uneven})]
-    return found + [("alternating-exp-ring", {})] * (world_size > per_node > 1)
-
-
-def schedules(world_size: int, per_node: int) -> list[Schedule]:
-    built = [build_topology(name, world_size, per_node, **options) for name, options in families(world_size, per_node)]
-    return [*map(Schedule.constant, built), Schedule((Phase(0, built[0]), Phase(2, built[1]), Phase(5, built[3])))]
 
 
 def num_steps(schedule: Schedule) -> int:
@@ -48,13 +31,13 @@ def mean_objective(module: nn.Module, images: torch.Tensor, targets: torch.Tenso
     return module(images).mean()
 
 
-def start_of(rank: int, size: int) -> torch.Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(rank))
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 1))
 
 
 def frozen_strategy(runtime: Runtime, schedule: Schedule, wire: WireDtype) -> tuple[Decentralized, nn.Module]:
     """A strategy that only mixes, from parameters of each worker's own; every parameter is a bucket."""
-    module = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 1))
+    module = model()
     strategy = Decentralized(
         module, mean_objective, make_optimizer(FROZEN), schedule, runtime, num_accumulation_steps=1,
         max_grad_norm=None, scaler=LossScaler(runtime.device, enabled=False), bucket_mb=0, wire_dtype=wire,
@@ -95,6 +78,22 @@ def test_every_round_is_its_matrix(world_size: int, per_node: int, tmp_path: Pat
             if step > 0:  # the first step has nothing to take in
                 wanted = mixing_matrix(schedule.round_at(step - 1), world_size) @ wanted
             np.testing.assert_allclose(values, wanted, atol=1e-6, err_msg=f"{schedule} at step {step}")
+        np.testing.assert_allclose(in_one_process(schedule, WireDtype.fp32, steps), steps, atol=1e-6)
+
+
+def in_one_process(schedule: Schedule, wire: WireDtype, steps: np.ndarray) -> np.ndarray:
+    """The same rounds from the same start, ``[steps, world size, parameters]``, with all workers in this process."""
+    buckets = torch.from_numpy(steps[0]).float().split([parameter.numel() for parameter in model().parameters()], dim=1)
+    of_buckets = []
+    for bucket in buckets:
+        padded = nn.functional.pad(bucket, (0, -bucket.shape[1] % 32))  # as imgnet.parallel.flat does
+        workers = Workers(schedule, wire, padded)
+        rows = [bucket]
+        for step in range(len(steps) - 1):
+            workers.mix(step)
+            rows.append(padded[:, : bucket.shape[1]].clone())
+        of_buckets.append(torch.stack(rows))
+    return torch.cat(of_buckets, dim=2).double().numpy()
 
 
 def bf16_bound(matrix: np.ndarray, values: np.ndarray, in_groups: bool) -> np.ndarray:
@@ -120,6 +119,7 @@ def test_bf16_on_the_wire_keeps_the_mean_and_its_bound(world_size: int, per_node
             bound = bf16_bound(matrix, steps[step - 1], in_groups=hasattr(round_, "groups"))
             assert np.all(error <= bound), (schedule, step)
             worst = max(worst, float(error.max()))
+        np.testing.assert_array_equal(in_one_process(schedule, WireDtype.bf16, steps), steps)  # message for message
         drift = np.abs(steps.mean(axis=1) - steps[0].mean(axis=0)).max()
         assert drift <= 12 * 2**-22, f"{schedule}: the mean of all workers moved by {drift}"
     assert worst > 1e-4, "messages must really be rounded for the test to say anything"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from imgnet.launch.observe import FILE_ENDS
 from tests.commands import IMGNET, ROOT, environment
 from tests.slurm.private import PrivateSlurm, missing_programs
 
@@ -53,6 +54,10 @@ class User:
         return subprocess.run(
             [sys.executable, "-c", IMGNET, *arguments], timeout=60, check=False, **self._how({"COLUMNS": "200"})
         )
+
+    def start_imgnet(self, *arguments: str) -> subprocess.Popen[str]:
+        self.started.append(subprocess.Popen([sys.executable, "-c", IMGNET, *arguments], **self._how({})))
+        return self.started[-1]
 
     def _how(self, changes: dict[str, str]) -> dict[str, Any]:
         env = environment(
@@ -122,7 +127,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120)
 
 def wait_for_end(*run_dirs: Path, timeout_s: float = 150) -> None:
     def ended() -> bool:
-        return all(run_json(run_dir)["status"] in ("completed", "failed", "preempted") for run_dir in run_dirs)
+        return all(run_json(run_dir)["status"] in FILE_ENDS for run_dir in run_dirs)
 
     try:
         wait_until(ended, "the runs end", timeout_s)

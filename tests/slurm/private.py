@@ -19,7 +19,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontr
 SBIN = ("/usr/sbin", "/usr/local/sbin")
 SLURMD_TIMEOUT_S = 10
 CONF = """\
-ClusterName=private
+ClusterName={cluster}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld_port}
 SlurmUser={user}
@@ -84,9 +84,14 @@ def find(name: str) -> str | None:
 
 
 class PrivateSlurm:
-    """Daemons with their own key, ports and folder. Everything it starts has ended when the ``with`` block is left."""
+    """Daemons with their own key, ports and folder. Everything it starts has ended when the ``with`` block is left.
 
-    def __init__(self) -> None:
+    Args:
+        cluster: what it calls itself.
+    """
+
+    def __init__(self, cluster: str = "private") -> None:
+        self.cluster = cluster
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -143,6 +148,13 @@ class PrivateSlurm:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def first_process(self, run_dir: Path) -> int:
+        """The first process of a run's job."""
+        words = [b"imgnet.launch.job", str(run_dir).encode()]
+        found = [pid for pid in self.processes() if set(words) <= set(_command(pid)) and b"srun" in _command(pid)]
+        (pid,) = [pid for pid in found if _parent(pid) not in found]
+        return pid
+
     def wait_for_nodes(self, state: str, timeout_s: float = 30) -> None:
         """Wait until all nodes are in ``state``."""
         end = time.monotonic() + timeout_s
@@ -186,6 +198,7 @@ class PrivateSlurm:
                 (self.folder / "card" / f"{kind}-{number}").symlink_to("/dev/null")
         ctld, *slurmd = free_ports(1 + len(NODES))
         values = {
+            "cluster": self.cluster,
             "folder": self.folder,
             "host": socket.gethostname().split(".")[0],
             "user": _user(),
@@ -234,6 +247,14 @@ def _environment(pid: int) -> list[bytes]:
     """The variables of a process; none if it has ended."""
     try:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _command(pid: int) -> list[bytes]:
+    """What a process was started with; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return []
 

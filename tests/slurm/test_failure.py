@@ -10,19 +10,22 @@ from tests.slurm.conftest import QUICK, User, job_id, run_json, wait_for_end, wa
 from tests.slurm.private import SLURMD_TIMEOUT_S
 
 pytestmark = pytest.mark.slurm
-BEGIN = "            run(config, runtime, run_dir, stop)\n"
+BEGIN = "                run(config, runtime, run_dir, stop)\n"
 ON_SECOND_NODE = """\
-            if runtime.rank == 5:
-                (run_dir / "now").touch()
-                {what}
+                if runtime.rank == 5:
+                    (run_dir / "now").touch()
+                    {what}
 """
-FOR_SECOND_SEED = "            if config.seed == 2:\n                raise RuntimeError('seed 2')\n"
+FOR_SECOND_SEED = """\
+                if config.seed == 2:
+                    raise RuntimeError('seed 2')
+"""
 DEATHS = {
     "raises": (
         "raise RuntimeError('unwell')",
         "rank 5 failed: RuntimeError: unwell",
     ),
-    "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "rank 5 failed: killed"),
+    "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "rank 5 failed: killed by SIGKILL"),
 }
 
 
@@ -68,8 +71,8 @@ def test_dead_node_ends_the_job(user: User) -> None:
         assert seconds < 30 + 3 * SLURMD_TIMEOUT_S
         _, error = command.communicate(timeout=30)
         assert command.returncode == 1, error
-        assert run_json(run_dir)["status"] == "failed"
-        assert "Slurm lost a node" in user.imgnet("status").stdout
+        assert (run_json(run_dir)["status"], run_json(run_dir)["error"]) == ("failed", f"Slurm lost node {second}")
+        assert f"Slurm lost node {second}" in user.imgnet("status").stdout
     finally:
         user.slurm.signal_jobs(second, signal.SIGCONT)
         user.slurm.start_node(second)

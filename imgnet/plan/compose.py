@@ -1,0 +1,45 @@
+"""The runs that a command describes, composed from ``conf/`` as ``run.py`` would, without starting any."""
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+import imgnet
+from imgnet.config import ConfigError, RunConfig, parse, register_schemas
+from imgnet.launch.refusal import explain
+
+CONF = Path(imgnet.__file__).parents[1] / "conf"
+
+
+def composed_runs(overrides: Sequence[str]) -> list[RunConfig]:
+    """One for each combination of the values: ``topology=ring,exp cluster=8xA40`` are two runs.
+
+    Raises:
+        ConfigError: an override that cannot be read, or a key or choice that does not exist, in one line.
+    """
+    register_schemas()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return [_composed(words) for words in _expanded(overrides)]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError([explain(error)]) from None
+
+
+def _expanded(overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    parser = OverridesParser.create()
+    choices = []
+    for line in overrides:
+        (override,) = parser.parse_overrides([line])
+        key = line.partition("=")[0]
+        is_sweep = override.is_discrete_sweep()
+        choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if is_sweep else [line])
+    return list(product(*choices))
+
+
+def _composed(words: tuple[str, ...]) -> RunConfig:
+    return parse(compose("config", list(words)))

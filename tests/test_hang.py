@@ -1,0 +1,101 @@
+"""Who is late: a worker that has stopped, one that is stuck, and workers that all wait."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from imgnet.parallel.hang import HangWatch, Member, Word, verdict
+from imgnet.runtime import Runtime
+from tests.distributed.harness import on_workers
+
+HERE = socket.gethostname()
+MEMBERS = [Member(rank, f"n{rank // 2 + 1}", "elsewhere", 1) for rank in range(4)]
+
+
+def words(**changes: Word) -> dict[int, Word]:
+    return {rank: changes.get(f"rank{rank}", Word(7, waits=True, stack="waiting")) for rank in range(4)}
+
+
+def test_who_says_nothing_is_named_with_its_node() -> None:
+    said = {rank: word for rank, word in words().items() if rank != 3}
+    line, _ = verdict(MEMBERS, said, 300)
+    assert line == (
+        "no step for 5 min, because of rank 3 on n2: rank 3 on n2 does not answer (its process is stopped, or its node "
+        "is gone)"
+    )
+
+
+def test_rank_0_is_named_where_it_keeps_the_words_and_does_not_answer() -> None:
+    assert verdict(MEMBERS, None, 60)[0].startswith("no step for 1 min, because of rank 0 on n1: ")
+
+
+@pytest.mark.parametrize("step", [6, 7])
+def test_who_waits_for_nobody_is_named_with_its_stack(step: int) -> None:
+    said = words(rank1=Word(step, waits=False, stack="reading a file"))
+    assert verdict(MEMBERS, said, 60) == (
+        f"no step for 1 min, because of rank 1 on n1: in step {step + 1}",
+        "reading a file",
+    )
+
+
+def test_who_is_steps_behind_is_named() -> None:
+    assert verdict(MEMBERS, words(rank2=Word(5, waits=True, stack="here")), 60)[0].endswith("rank 2 on n2: in step 6")
+
+
+def test_nobody_is_named_where_all_wait() -> None:
+    assert verdict(MEMBERS, words(), 60)[0] == "no step for 1 min, and all workers wait in step 8"
+
+
+@pytest.mark.parametrize(("number", "state"), [("STOP", "is stopped (SIGSTOP)"), ("KILL", "is gone")])
+def test_the_system_says_what_became_of_a_process_of_this_machine(number: str, state: str) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        subprocess.run(["kill", f"-{number}", str(process.pid)], check=True)
+        wanted = f"rank 0 on n1 {state}"
+        end = time.monotonic() + 10
+        while not verdict([Member(0, "n1", HERE, process.pid)], {}, 60)[0].endswith(wanted):
+            assert time.monotonic() < end
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _hang(runtime: Runtime, stuck: int) -> tuple[str, str]:
+    """Steps are all-reduces; one worker stops making them for something of its own."""
+    found: list[tuple[str, str]] = []
+    over = threading.Event()
+
+    def give_up(error: str, stack: str) -> None:
+        found.append((error, stack))
+        over.set()
+
+    watch = HangWatch(0.5, give_up)
+    for step in (1, 2):
+        dist.all_reduce(torch.ones(1))
+        watch.step_made(step)
+    if runtime.rank == stuck:
+        _read_from_a_server_that_is_gone(over)
+    dist.all_reduce(torch.ones(1))
+    assert over.wait(60)
+    watch.rest()
+    return found[0]
+
+
+def _read_from_a_server_that_is_gone(over: threading.Event) -> None:
+    over.wait(60)
+
+
+def test_real_workers_agree_on_who_is_stuck(tmp_path: Path) -> None:
+    for error, stack in on_workers(_hang, 3, tmp_path, 1):
+        node = os.environ.get("SLURMD_NODENAME", HERE)
+        assert re.fullmatch(rf"no step for \S+ min, because of rank 1 on {re.escape(node)}: in step 3", error)
+        assert "_read_from_a_server_that_is_gone" in stack
