@@ -5,6 +5,7 @@ from torch.nn import Module
 from imgnet.config import AllReduceConfig, DecentralizedConfig, Engine, Precision, RunConfig
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.parallel.allreduce import AllReduce
+from imgnet.parallel.compression import build_compressor
 from imgnet.parallel.decent_dp import DecentDp
 from imgnet.parallel.decentralized import Decentralized
 from imgnet.parallel.schedule import build_schedule, node_size
@@ -29,7 +30,9 @@ def build_strategy(
         "scaler": LossScaler(runtime.device, enabled=config.precision is Precision.fp16),
     }
     if isinstance(topology, AllReduceConfig):
-        return AllReduce(module, objective, make_optimizer, runtime, bucket_mb=topology.bucket_mb, **common)
+        warmup_steps = round(config.optimizer.warmup_epochs * steps_per_epoch)
+        settings = {"bucket_mb": topology.bucket_mb, "compressor": build_compressor(topology, warmup_steps)} | common
+        return AllReduce(module, objective, make_optimizer, runtime, **settings)
     assert isinstance(topology, DecentralizedConfig)
     per_node = node_size(config.cluster, runtime.local_world_size)
     schedule = build_schedule(topology, runtime.world_size, per_node, steps_per_epoch)
