@@ -46,7 +46,7 @@ def measure(runtime: Runtime, rounds: int, batch: int, folder: Path) -> list[dic
     make_optimizer = partial(build_optimizer, config=config.optimizer)
     strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime, steps_per_epoch=1)
     images, targets = torch.randn(batch, 3, PIXELS, PIXELS), torch.randint(1000, (batch,))
-    writer = Writer(folder, rank=0, keep_last=1)
+    writer = Writer(folder, [0], keep_last=1)
     copies, content, found = [], b"", []
     for number in range(rounds + 1):
         step_s = seconds(partial(strategy.step, images, targets, 0.1, 0))
@@ -56,7 +56,7 @@ def measure(runtime: Runtime, rounds: int, batch: int, folder: Path) -> list[dic
         if number == 0:
             copies, content = [torch.empty_like(tensor) for tensor in tensors.values()], os.urandom(num_bytes)
         copy_s = seconds(partial(copy_all, copies, list(tensors.values())))
-        writer.write(state, Manifest(number + 1, 1, 1, {}, {}))
+        writer.write([state], Manifest(number + 1, 1, 1, {}, {}))
         stall_s = writer.stall_s
         write_s = seconds(writer.wait)
         plain_s = seconds(partial(write_plainly, folder / "plain", content))

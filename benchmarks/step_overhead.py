@@ -38,7 +38,7 @@ from imgnet.config import (
 from imgnet.data.loader import TrainLoader, build_eval_loader, build_train_loader
 from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
-from imgnet.parallel.build import build_strategy
+from imgnet.parallel.build import build_workers
 from imgnet.parallel.hang import HangWatch
 from imgnet.parallel.requests import Requests
 from imgnet.runtime import Runtime
@@ -95,11 +95,12 @@ def measure(runtime: Runtime, steps: int, rounds: int, folder: Path) -> list[tup
     evaluating = build_eval_loader(config.data, local_batch_size=BATCH, channels_last=True, worker=runtime)
     make_optimizer = partial(build_optimizer, config=config.optimizer)
     model = new_model(config)
-    strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime, steps)
+    strategy, members = build_workers(config, model, objective_of(config), make_optimizer, runtime, steps)
     bare = Bare(config, runtime, loader)
     times = []
     for _ in range(rounds + 1):
-        loop = Loop(config, runtime, folder, model, strategy, loader, evaluating, HangWatch(None, lambda *_: None))
+        watch = HangWatch(None, lambda *_: None)
+        loop = Loop(config, runtime, folder, strategy, members, loader, evaluating, watch)
         requests = Requests(threading.Event(), None, runtime.rank)
         with Tracker(config, runtime, folder, loader.steps_per_epoch) as tracker:
             times.append((timed(partial(loop.train_epoch, tracker, requests)), timed(bare.run)))

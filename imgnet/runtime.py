@@ -47,11 +47,30 @@ class Runtime:
     device: "torch.device"
     num_threads: int
     """This worker's share of the cores that its node lends to the job."""
+    num_simulated: int = 0
+    """Workers that this process stands for, one after the other; 0: it is one itself."""
+    simulated_per_node: int = 0
+    """Of which so many count as a node."""
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which alone writes what the run has in common."""
         return self.rank == 0
+
+    @property
+    def ranks(self) -> range:
+        """The workers that this process is, or stands for."""
+        return range(self.num_simulated) if self.num_simulated else range(self.rank, self.rank + 1)
+
+    @property
+    def num_workers(self) -> int:
+        """Workers of the run."""
+        return self.num_simulated or self.world_size
+
+    @property
+    def workers_per_node(self) -> int:
+        """Workers that share a node."""
+        return self.simulated_per_node or self.local_world_size
 
 
 def placement_from_environment(environment: Mapping[str, str] | None = None) -> Placement | None:

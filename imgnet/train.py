@@ -4,9 +4,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,19 +32,20 @@ from imgnet.checkpoint.manifest import (
 )
 from imgnet.checkpoint.resume import newest_whole
 from imgnet.checkpoint.writer import Writer
-from imgnet.config import ConfigError, Mode, Precision, RunConfig
+from imgnet.config import ConfigError, Mode, Precision, RunConfig, SimulatedConfig
 from imgnet.data.backend import Batch
 from imgnet.data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, prepare_nodes
 from imgnet.evaluate import AUTOCAST_DTYPES, Scores, autocast, evaluate
 from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
 from imgnet.optim.schedule import learning_rate
-from imgnet.parallel.build import build_strategy
+from imgnet.parallel.build import build_workers
 from imgnet.parallel.collectives import sum_over_workers
 from imgnet.parallel.hang import HangWatch
+from imgnet.parallel.members import Member
 from imgnet.parallel.requests import NOTHING, Decision, Requests
 from imgnet.parallel.strategy import Objective, Strategy
-from imgnet.randomness import random_state, restore_random_state, seed_all
+from imgnet.randomness import seed_all
 from imgnet.runtime import Runtime
 from imgnet.tracking import Tracker
 
@@ -65,6 +66,9 @@ def run(
         stop: set, on any worker, when the run is to save its state and end as ``preempted``.
         give_up: ends this process, from any thread, where another worker has come to a halt; see :class:`HangWatch`.
     """
+    if isinstance(config.cluster, SimulatedConfig):
+        number = config.cluster.num_workers
+        runtime = replace(runtime, num_simulated=number, simulated_per_node=config.cluster.workers_per_node or number)
     prepare_nodes(config.data, runtime)
     seed_all(config.seed)
     _say_what_weights_want(config, runtime, run_dir)
@@ -127,8 +131,9 @@ def _measured_again(
     if config.evaluate_recalibrate_bn == 0:
         return nullcontext()
     batches = islice(loader.batches(epoch), config.evaluate_recalibrate_bn)
-    passes = (images for batch in batches for images in batch.images.chunk(config.num_accumulation_steps))
-    return recalibrated(module, passes, runtime.device, config.precision)
+    passes = config.num_accumulation_steps * len(runtime.ranks)
+    images = (some for batch in batches for some in batch.images.chunk(passes))
+    return recalibrated(module, images, runtime.device, config.precision)
 
 
 def _eval_precision(config: RunConfig) -> Precision:
@@ -167,11 +172,11 @@ def _train(
     make_optimizer = partial(build_optimizer, config=config.optimizer)
     with closing(_train_loader(config, runtime)) as train_loader, closing(_eval_loader(config, runtime)) as eval_loader:
         per_epoch = train_loader.steps_per_epoch
-        strategy = build_strategy(config, model, objective_of(config), make_optimizer, runtime, per_epoch)
+        objective = objective_of(config)
+        strategy, members = build_workers(config, model, objective, make_optimizer, runtime, per_epoch)
         requests = Requests(stop, config.checkpoint.every_min, runtime.rank)
         watch = HangWatch(None if config.hang_timeout_min is None else 60 * config.hang_timeout_min, give_up)
-        seed_all(config.seed + 1_000_003 * (runtime.rank + 1))  # dropout differs between workers
-        loop = Loop(config, runtime, run_dir, model, strategy, train_loader, eval_loader, watch)
+        loop = Loop(config, runtime, run_dir, strategy, members, train_loader, eval_loader, watch)
         loop.resume()
         with Tracker(config, runtime, run_dir, per_epoch, loop.progress.step) as tracker:
             return loop.run(tracker, requests)
@@ -204,7 +209,8 @@ class Progress:
         step: optimizer steps made.
         train_time_s: seconds of training, without evaluation, up to the start of this epoch.
         epoch_time_s: seconds of training in this epoch, before this process took over.
-        loss_sum: sum of this worker's losses in this epoch, a scalar on the device.
+        loss_sum: sum of this worker's losses in this epoch, a scalar on the device; ``[workers]`` where this process
+            stands for several.
         best_acc1: best validation top-1 so far, in percent.
     """
 
@@ -226,8 +232,8 @@ class Loop:
         config: RunConfig,
         runtime: Runtime,
         run_dir: Path,
-        model: nn.Module,
         strategy: Strategy,
+        members: Sequence[Member],
         train_loader: TrainLoader,
         eval_loader: EvalLoader,
         watch: HangWatch,
@@ -235,14 +241,14 @@ class Loop:
         self.config = config
         self.runtime = runtime
         self.run_dir = run_dir
-        self.model = model
         self.strategy = strategy
+        self.members = members
         self.train_loader = train_loader
         self.eval_loader = eval_loader
         self.watch = watch
         self.preprocessing = published.preprocessing_of(published.shown(config))
-        self.writer = Writer(run_dir / "checkpoints", runtime.rank, config.checkpoint.keep_last)
-        self.progress = Progress(0, 0.0, 0.0, torch.zeros((), device=runtime.device), float("-inf"))
+        self.writer = Writer(run_dir / "checkpoints", runtime.ranks, config.checkpoint.keep_last)
+        self.progress = Progress(0, 0.0, 0.0, torch.zeros(len(runtime.ranks), device=runtime.device), float("-inf"))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -316,7 +322,7 @@ class Loop:
         tracker.log_step(
             epoch=math.ceil(self.progress.step / self.steps_per_epoch),
             step=self.progress.step,
-            loss=float(loss),
+            loss=float(loss.flatten()[0]),
             lr=lr,
             data_wait_s=clock.take_data_wait_s(),
             communication_wait_s=self.strategy.communication_wait_s(),
@@ -339,7 +345,7 @@ class Loop:
         self.watch.rest()
         num_steps = (progress.step - 1) % self.steps_per_epoch + 1
         # Waits for the device and for the last step of all workers, which belongs to the training time.
-        (loss,) = sum_over_workers([float(progress.loss_sum)], self.runtime.device)
+        (loss,) = sum_over_workers([float(progress.loss_sum.double().sum())], self.runtime.device)
         seconds = progress.epoch_time_s + time.perf_counter() - start
         progress.train_time_s += seconds
         progress.epoch_time_s = 0.0
@@ -347,7 +353,7 @@ class Loop:
         row = {
             "epoch": math.ceil(progress.step / self.steps_per_epoch),
             "step": progress.step,
-            "train_loss": loss / num_steps / self.runtime.world_size,
+            "train_loss": loss / num_steps / self.runtime.num_workers,
             "train_time_s": progress.train_time_s,
             "images_per_s": num_steps * self.config.global_batch_size / seconds,
             "lr": self._learning_rate(progress.step - 1),
@@ -404,7 +410,7 @@ class Loop:
         return every is not None and (epoch % every == 0 or self.progress.step >= self.num_steps)
 
     def _settings(self) -> dict[str, Any]:
-        return trained_settings(self.config, self.runtime.local_world_size)
+        return trained_settings(self.config, self.runtime.workers_per_node)
 
     def _leave(self, row: dict[str, float]) -> str:
         if self.progress.step < self.num_steps:
@@ -415,24 +421,22 @@ class Loop:
     def _save(self, row: dict[str, float], requests: Requests | None = None) -> None:
         """Keep all that every worker needs to go on after this step. All workers must do it after the same one."""
         self.watch.rest()
-        strategy = self.strategy.state()
-        if strategy is None:
+        states = [
+            state | {"progress": vars(replace(self.progress, loss_sum=loss_sum))}
+            for member, loss_sum in zip(self.members, self.progress.loss_sum, strict=True)
+            if (state := member.state()) is not None
+        ]
+        if not states:
             return
-        state = {
-            "model": self.model.state_dict(),
-            "strategy": strategy,
-            "progress": vars(self.progress),
-            "random": random_state(),
-        }
         manifest = Manifest(
             step=self.progress.step,
             epoch=math.ceil(self.progress.step / self.steps_per_epoch),
-            world_size=self.runtime.world_size,
+            world_size=self.runtime.num_workers,
             trained=self._settings(),
             metrics=row,
             preprocessing=self.preprocessing,
         )
-        self.writer.write(state, manifest)
+        self.writer.write(states, manifest)
         if requests is not None:
             requests.saved()
 
@@ -455,31 +459,35 @@ class Loop:
             rundir.write_run(self.run_dir, resumed=lines)
 
     def _start_from(self, folder: Path, manifest: Manifest) -> str:
-        different = differences(manifest, self.config, self.runtime.world_size, self.runtime.local_world_size)
+        different = differences(manifest, self.config, self.runtime.num_workers, self.runtime.workers_per_node)
         if different and not self.config.checkpoint.allow_differences:
             raise ConfigError([refusal(folder, different)])
-        if different or manifest.world_size != self.runtime.world_size:
+        if different or manifest.world_size != self.runtime.num_workers:
             return self._start_from_average(folder, manifest, different)
-        return self._restore(read_worker(folder, self.runtime.rank))
+        return self._restore(folder)
 
-    def _restore(self, state: dict[str, Any]) -> str:
-        self.model.load_state_dict(state["model"])
-        self.progress = Progress(**state["progress"])
-        self.strategy.restore(state["strategy"], self.progress.step)
-        self.progress.loss_sum = self.progress.loss_sum.to(self.runtime.device)
-        restore_random_state(state["random"])
+    def _restore(self, folder: Path) -> str:
+        sums = []
+        for member in self.members:
+            state = read_worker(folder, member.rank)
+            self.progress = Progress(**state["progress"])
+            member.restore(state, self.progress.step)
+            sums.append(self.progress.loss_sum)
+        self.progress.loss_sum = torch.stack(sums).to(self.runtime.device)
         return "every worker goes on exactly"
 
     def _start_from_average(self, folder: Path, manifest: Manifest, different: list[str]) -> str:
-        self.model.load_state_dict(read_average(folder, manifest.world_size))
+        average = read_average(folder, manifest.world_size)
+        for member in self.members:
+            member.module.load_state_dict(average)
         if different:
             return f"its averaged model, from step 0, for the settings differ: {'; '.join(different)}"
         written = Progress(**read_worker(folder, 0)["progress"])
         self.progress.step = manifest.step - manifest.step % self.steps_per_epoch
         self.progress.train_time_s, self.progress.best_acc1 = written.train_time_s, written.best_acc1
         return (
-            f"{manifest.world_size} workers wrote it, {self.runtime.world_size} go on from their averaged model with a "
-            f"new optimizer, at the beginning of epoch {self.progress.step // self.steps_per_epoch + 1}"
+            f"{manifest.world_size} workers wrote it, {self.runtime.num_workers} go on from their averaged model with "
+            f"a new optimizer, at the beginning of epoch {self.progress.step // self.steps_per_epoch + 1}"
         )
 
 

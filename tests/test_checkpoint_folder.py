@@ -94,11 +94,11 @@ def test_a_pickle_that_executes_code_is_refused_and_not_executed(tmp_path: Path)
 
 
 def write_run(checkpoints: Path, steps: dict[int, float], world_size: int = 1) -> list[Writer]:
-    writers = [Writer(checkpoints, rank, keep_last=2) for rank in range(world_size)]
+    writers = [Writer(checkpoints, [rank], keep_last=2) for rank in range(world_size)]
     for step, accuracy in steps.items():
         for rank, writer in enumerate(writers):
             torch.manual_seed(100 * step + rank)
-            writer.write({"model": SmallCnn(10).state_dict()}, manifest(step, world_size, val_acc1=accuracy))
+            writer.write([{"model": SmallCnn(10).state_dict()}], manifest(step, world_size, val_acc1=accuracy))
         for writer in writers:
             writer.wait()
     return writers
@@ -170,7 +170,7 @@ def test_a_full_disk_costs_a_warning_and_leaves_the_checkpoint_before_whole(
     (writer,) = write_run(small_disk, {1: 50.0})
     big = {"model": {"weight": torch.zeros(1_000_000)}}
     with caplog.at_level(logging.WARNING, "imgnet"):
-        writer.write(big, manifest(2))
+        writer.write([big], manifest(2))
         writer.wait()
     assert "checkpoint of step 2 not written" in caplog.text
     assert "No space left on device" in caplog.text

@@ -129,7 +129,7 @@ def test_the_default_is_the_published_recipe(imagenet_folder: str) -> None:
 
 def test_slurm_presets_have_their_shape(imagenet_folder: str) -> None:
     shapes = {}
-    for option in (option for group, option in OPTIONS if group == "cluster" and option != "local"):
+    for option in (option for group, option in OPTIONS if group == "cluster" and option not in ("local", "simulated")):
         cluster = composed(f"cluster={option}", f"data.root={imagenet_folder}").cluster
         assert isinstance(cluster, SlurmConfig)
         shapes[option] = f"{cluster.nodes * cluster.gpus_per_node}x{cluster.gpu_type}"

@@ -37,6 +37,7 @@ EXAMPLES = {
     "SgdConfig": ["optimizer=sgd"],
     "AdamConfig": ["optimizer=adam"],
     "AccumAdamConfig": ["optimizer=accum_adam"],
+    "SimulatedConfig": ["cluster=simulated"],
     "SlurmConfig": ["data=synthetic", "cluster=4xA40"],
 }
 """What a run has the schema with; any run has the others."""

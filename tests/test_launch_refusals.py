@@ -29,6 +29,26 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
         ["cluster=zzzzz: there is no such cluster; known: 16xA100, 32xT4, 4xA40, 64xT4, 8xA100, 8xA40"],
     ),
     (
+        [QUICK, "cluster=simulated", "cluster.num_workers=12", "cluster.workers_per_node=5", "global_batch_size=60"],
+        ["cluster.workers_per_node=5 does not divide the 12 workers of cluster=simulated"],
+    ),
+    (
+        [QUICK, "cluster=simulated", "cluster.num_workers=128"],
+        [
+            "global_batch_size=64 has fewer images than there are workers, 128 (cluster=simulated); write "
+            "global_batch_size=128 or a multiple of it"
+        ],
+    ),
+    (
+        [QUICK, "cluster=simulated", "precision=fp16", "topology.engine=decent_dp"],
+        [
+            "precision=fp16: simulated workers take turns, and cannot agree on a loss scale; use bf16 or fp32",
+            "topology.engine=decent_dp knows processes only (cluster=simulated); use topology.engine=imgnet",
+            "topology.engine=decent_dp has no loss scale that all workers agree on (precision=fp16); "
+            "use topology.engine=imgnet",
+        ],
+    ),
+    (
         ["model=zzzzz"],
         ["model=zzzzz: there is no such model; known: resnet18, resnet50, small_cnn, vgg16_bn"],
     ),

@@ -221,6 +221,10 @@ REFUSED: list[tuple[list[str], list[str]]] = [
         ["topology.compression=powersgd has nothing to make smaller: one worker sends nothing"],
     ),
     (
+        ["topology=allreduce", "topology.compression=bf16", "cluster=simulated"],
+        ["topology.compression=bf16 is of torch's hooks between processes; cluster=simulated has none"],
+    ),
+    (
         ["topology=ring", "optimizer.quasi_global=true", "optimizer.momentum=0"],
         ["optimizer.quasi_global=true needs optimizer.momentum above 0"],
     ),

@@ -4,6 +4,7 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,38 +21,41 @@ PATIENCE_S = 600.0
 
 
 class Writer:
-    """Writes this worker's part of each checkpoint; rank 0 also makes them whole and removes old ones.
+    """Writes its workers' parts of each checkpoint; the one with rank 0 also makes them whole and removes old ones.
 
     A worker that cannot write warns and goes on training; that checkpoint then never becomes whole, and the one before
     it stays.
 
     Args:
         checkpoints: folder of the run's checkpoints, on a file system that all workers share.
-        rank: this worker.
+        ranks: the workers that this process is, or stands for.
         keep_last: how many of the newest are kept, beside the best.
     """
 
-    def __init__(self, checkpoints: Path, rank: int, keep_last: int) -> None:
+    def __init__(self, checkpoints: Path, ranks: Sequence[int], keep_last: int) -> None:
         self._checkpoints = checkpoints
-        self._rank = rank
+        self._ranks = ranks
         self._keep_last = keep_last
-        self._snapshot: Tensors = {}
+        self._snapshots: list[Tensors] = [{} for _ in ranks]
         self._thread: threading.Thread | None = None
         self.stall_s = 0.0
         """Seconds that the last :meth:`write` held up the caller."""
 
-    def write(self, state: Tree, manifest: Manifest) -> None:
-        """Copy the state, and write it in the background. Waits for the write before it, if that is still going on.
+    def write(self, states: Sequence[Tree], manifest: Manifest) -> None:
+        """Copy the states, and write them in the background. Waits for the write before it, if that is still going on.
 
         Args:
-            state: nested; ``state["model"]`` is the worker's ``state_dict``.
+            states: of each worker, nested; ``state["model"]`` is its ``state_dict``.
             manifest: the same on all workers.
         """
         start = time.perf_counter()
         self.wait()
-        spec, tensors = pack(state)
-        self._copy(tensors)
-        self._thread = threading.Thread(target=self._write, args=(spec, manifest), name="checkpoint")
+        packed = [pack(state) for state in states]
+        self._snapshots = [_copied(kept, tensors) for kept, (_, tensors) in zip(self._snapshots, packed, strict=True)]
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        specs = [spec for spec, _ in packed]
+        self._thread = threading.Thread(target=self._write, args=(specs, manifest), name="checkpoint")
         self._thread.start()
         self.stall_s = time.perf_counter() - start
 
@@ -61,40 +65,26 @@ class Writer:
             self._thread.join()
             self._thread = None
 
-    def _copy(self, tensors: Tensors) -> None:
-        """Take a snapshot in memory that is kept from one checkpoint to the next."""
-        if self._snapshot.keys() != tensors.keys():
-            self._snapshot = {}  # an optimizer has state only after its first step
-        for name, tensor in tensors.items():
-            kept = self._snapshot.get(name)
-            if kept is None or kept.stride() != tensor.stride() or kept.dtype != tensor.dtype:
-                # The same strides, so that the copy is one run through memory; the file is written without them.
-                kept = self._snapshot[name] = torch.empty_like(
-                    tensor, device="cpu", pin_memory=tensor.device.type == "cuda"
-                )
-            kept.copy_(tensor, non_blocking=True)
-        if any(tensor.device.type == "cuda" for tensor in tensors.values()):
-            torch.cuda.synchronize()
-
-    def _write(self, spec: Spec, manifest: Manifest) -> None:
+    def _write(self, specs: Sequence[Spec], manifest: Manifest) -> None:
         folder = folder_of(self._checkpoints, manifest.step)
         partial = partial_of(folder)
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            write_worker(partial, self._rank, spec, self._snapshot)
+            for rank, spec, snapshot in zip(self._ranks, specs, self._snapshots, strict=True):
+                write_worker(partial, rank, spec, snapshot)
         except OSError as error:
             log.warning("checkpoint of step %d not written: %s; training goes on", manifest.step, error)
             self._give_up(partial)
             return
-        if self._rank == 0:
+        if 0 in self._ranks:
             self._complete(partial, folder, manifest)
 
     def _give_up(self, partial: Path) -> None:
         try:
-            (partial / f"rank_{self._rank}.failed").touch()
+            (partial / f"rank_{self._ranks[0]}.failed").touch()
         except OSError:
-            log.warning("nor could rank %d leave a mark of it; rank 0 will wait for %.0f s", self._rank, PATIENCE_S)
-        if self._rank == 0:
+            log.warning("nor could rank %d leave a mark of it; rank 0 will wait for %.0f s", self._ranks[0], PATIENCE_S)
+        if 0 in self._ranks:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _complete(self, partial: Path, folder: Path, manifest: Manifest) -> None:
@@ -127,3 +117,16 @@ class Writer:
         for folder in whole[self._keep_last :]:
             if folder != best:
                 shutil.rmtree(folder)
+
+
+def _copied(kept: Tensors, tensors: Tensors) -> Tensors:
+    """A snapshot on the host, in the memory of the one before. Copies from a GPU may be under way still."""
+    if kept.keys() != tensors.keys():
+        kept = {}  # an optimizer has state only after its first step
+    for name, tensor in tensors.items():
+        copy = kept.get(name)
+        if copy is None or copy.stride() != tensor.stride() or copy.dtype != tensor.dtype:
+            # The same strides, so that the copy is one run through memory; the file is written without them.
+            copy = kept[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.device.type == "cuda")
+        copy.copy_(tensor, non_blocking=True)
+    return kept

@@ -410,6 +410,16 @@ class LocalConfig(ClusterConfig):
 
 
 @dataclass
+class SimulatedConfig(ClusterConfig):
+    """``num_workers`` workers that take turns in one process, on one device."""
+
+    num_workers: Annotated[int, Interval(ge=1, le=4096)] = 8
+    workers_per_node: Count | None = None
+    """For topologies that see nodes; null: all are on one."""
+    accelerator: Accelerator = Accelerator.auto
+
+
+@dataclass
 class SlurmConfig(ClusterConfig):
     """A Slurm job: ``nodes`` nodes with ``gpus_per_node`` workers each, one for each GPU."""
 
@@ -535,7 +545,7 @@ GROUP_SCHEMAS: dict[str, dict[str, type]] = {
         "custom": CustomConfig,
     },
     "optimizer": {"sgd": SgdConfig, "adam": AdamConfig, "accum_adam": AccumAdamConfig},
-    "cluster": {"local": LocalConfig, "slurm": SlurmConfig},
+    "cluster": {"local": LocalConfig, "simulated": SimulatedConfig, "slurm": SlurmConfig},
 }
 """The schemas that the options of each group in ``conf/`` start from."""
 HYDRA = "hydra"

@@ -62,9 +62,11 @@ MAY_CHANGE_ON_THE_WAY = (
     "cluster.gpu_type",
     "cluster.gpus_per_node",
     "cluster.nodes",
+    "cluster.num_workers",
     "cluster.setup",
     "cluster.simulated_nodes",
     "cluster.srun",
+    "cluster.workers_per_node",
 )
 """Those in which a run may differ from the one whose checkpoint it goes on from, and make the same steps."""
 

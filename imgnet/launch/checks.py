@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from imgnet import published, tracking
 from imgnet.checkpoint import checks as checkpoint
-from imgnet.config import ConfigError, LocalConfig, Mode, Precision, RunConfig, SlurmConfig
+from imgnet.config import ConfigError, Mode, Precision, RunConfig, SimulatedConfig, SlurmConfig
 from imgnet.config.ranges import wrong_values
 from imgnet.data import checks as data
 from imgnet.launch import batch
@@ -64,7 +64,7 @@ def shape_problems(config: RunConfig, layout: Layout) -> list[str]:
 def _checks(config: RunConfig, layout: Layout | None, *, on_this_machine: bool) -> Iterator[Check]:
     """What each domain has to say, and the keys and groups whose values must be in their ranges for it to be asked."""
     cluster = config.cluster
-    here = on_this_machine or isinstance(cluster, LocalConfig)
+    here = on_this_machine or not isinstance(cluster, SlurmConfig)
     yield {"name"}, lambda: _name_problems(config.name)
     passes = config.num_accumulation_steps * (layout.world_size if layout else 0)
     one_by_one = config.mode is Mode.train and config.global_batch_size == passes
@@ -74,6 +74,8 @@ def _checks(config: RunConfig, layout: Layout | None, *, on_this_machine: bool) 
     yield {"tracking"}, lambda: tracking.problems(config.tracking)
     if config.compile and here and not has_compiler():
         yield set(), lambda: ["compile=true needs a C++ compiler (g++ or clang++), and this machine has none"]
+    if isinstance(cluster, SimulatedConfig):
+        yield {"cluster"}, lambda: _simulated_problems(config)
     if isinstance(cluster, SlurmConfig):
         yield {"cluster"}, lambda: _slurm_problems(config, cluster)
     if layout is not None:
@@ -93,6 +95,14 @@ def _name_problems(name: str) -> Iterator[str]:
         yield f"name={name!r} names a folder; use letters, digits, '.', '_' and '-'"
     elif len(name.encode()) > LONGEST_NAME:
         yield f"name={name[:20]}... names a folder, and has more than {LONGEST_NAME} bytes; use a shorter one"
+
+
+def _simulated_problems(config: RunConfig) -> Iterator[str]:
+    """What workers that take turns cannot do."""
+    if config.precision is Precision.fp16:
+        yield "precision=fp16: simulated workers take turns, and cannot agree on a loss scale; use bf16 or fp32"
+    if config.compile:
+        yield "compile=true would compile the model of each simulated worker; leave it out with cluster=simulated"
 
 
 def _slurm_problems(config: RunConfig, cluster: SlurmConfig) -> Iterator[str]:

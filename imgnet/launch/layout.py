@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from imgnet.config import Accelerator, ClusterConfig, ConfigError, LocalConfig, SlurmConfig
+from imgnet.config import Accelerator, ClusterConfig, ConfigError, LocalConfig, SimulatedConfig, SlurmConfig
 from imgnet.runtime import Placement, visible_gpus
 
 
@@ -13,11 +13,18 @@ class Layout:
     num_nodes: int
     workers_per_node: int
     use_gpu: bool
+    in_one_process: bool = False
+    """All workers take turns, on one device."""
 
     @property
     def world_size(self) -> int:
         """Number of workers."""
         return self.num_nodes * self.workers_per_node
+
+    @property
+    def processes(self) -> "Layout":
+        """One process for each worker, unless one stands for all."""
+        return Layout(1, 1, self.use_gpu) if self.in_one_process else self
 
 
 def layout_of(cluster: ClusterConfig, placement: Placement | None) -> Layout:
@@ -28,11 +35,24 @@ def layout_of(cluster: ClusterConfig, placement: Placement | None) -> Layout:
     """
     if isinstance(cluster, SlurmConfig) and placement is None:
         return Layout(cluster.nodes, cluster.gpus_per_node, use_gpu=cluster.accelerator is not Accelerator.cpu)
+    if isinstance(cluster, SimulatedConfig):
+        return _simulated(cluster, placement)
     local = cluster if isinstance(cluster, LocalConfig) else LocalConfig(name=cluster.name)
     use_gpu, workers = _local_workers(local, placement)
     if placement is None:
         return Layout(1, workers, use_gpu)
     return Layout(placement.world_size // placement.local_world_size, placement.local_world_size, use_gpu)
+
+
+def _simulated(cluster: SimulatedConfig, placement: Placement | None) -> Layout:
+    per_node = cluster.workers_per_node or cluster.num_workers
+    if cluster.num_workers % per_node:
+        workers = f"the {cluster.num_workers} workers of cluster=simulated"
+        raise ConfigError([f"cluster.workers_per_node={per_node} does not divide {workers}"])
+    if placement is not None and placement.world_size > 1:
+        raise ConfigError(["cluster=simulated is one process; start it without torchrun or srun"])
+    use_gpu, _ = _local_workers(LocalConfig(name=cluster.name, accelerator=cluster.accelerator), None)
+    return Layout(cluster.num_workers // per_node, per_node, use_gpu, in_one_process=True)
 
 
 def _local_workers(cluster: LocalConfig, placement: Placement | None) -> tuple[bool, int]:

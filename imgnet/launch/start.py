@@ -69,7 +69,7 @@ def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layo
 
 def _run_here(config: RunConfig, run_dir: Path, layout: Layout, claim: int) -> None:
     try:
-        run_workers(config, run_dir, layout, claim)
+        run_workers(config, run_dir, layout.processes, claim)
     except RunFailed as failure:
         rundir.finish(run_dir, "failed", failure.summary)
         raise

@@ -18,6 +18,7 @@ from imgnet.config import (
     RandomConfig,
     RunConfig,
     SgdConfig,
+    SimulatedConfig,
     StaticRingConfig,
     TopologyConfig,
     WeightedConfig,
@@ -81,6 +82,8 @@ def _all_reduce_problems(config: RunConfig, topology: AllReduceConfig, world_siz
     chosen = topology.compression
     if chosen is not Compression.none and world_size < 2:
         yield f"topology.compression={chosen.value} has nothing to make smaller: one worker sends nothing"
+    elif chosen is not Compression.none and isinstance(config.cluster, SimulatedConfig):
+        yield f"topology.compression={chosen.value} is of torch's hooks between processes; cluster=simulated has none"
     if chosen is Compression.powersgd:
         yield from _powersgd_problems(config, topology)
     else:
@@ -103,10 +106,10 @@ def _powersgd_problems(config: RunConfig, topology: AllReduceConfig) -> Iterator
             "use precision=bf16, or topology.compression=bf16"
         )
     num_train = known_num_train(config.data)
-    steps_per_epoch = 0 if num_train is None else num_train // config.global_batch_size
+    steps_per_epoch = 0 if num_train is None else num_train // max(config.global_batch_size, 1)
     start = powersgd_start_step(topology, round(config.optimizer.warmup_epochs * steps_per_epoch))
     num_steps = min(config.epochs * steps_per_epoch, config.max_steps or math.inf)
-    if steps_per_epoch > 0 and start >= num_steps:
+    if 0 < num_steps <= start:
         yield f"topology.powersgd_start_step={start} leaves nothing of the run's {num_steps} steps to compress"
 
 
@@ -168,6 +171,8 @@ def _reasons_against_decent_dp(
         yield f"sends fp32 only (topology.wire_dtype={topology.wire_dtype.value})"
     if topology.schedule:
         yield "has one topology for the whole run (topology.schedule)"
+    if isinstance(config.cluster, SimulatedConfig):
+        yield "knows processes only (cluster=simulated)"
     if config.precision is Precision.fp16:
         yield "has no loss scale that all workers agree on (precision=fp16)"
     if config.max_grad_norm is not None:

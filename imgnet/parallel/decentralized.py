@@ -29,6 +29,7 @@ from imgnet.parallel.flat import NamedParameter, flatten, split_into_buckets
 from imgnet.parallel.mixing import Averaging, Mixer, sums_over
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import Schedule
+from imgnet.parallel.wire import Wire
 from imgnet.parallel.wire.processes import ProcessWire
 from imgnet.runtime import Runtime
 
@@ -65,6 +66,7 @@ class Decentralized(Strategy):
         scaler: loss scaling.
         bucket_mb: size of a message, in 2^20 bytes.
         wire_dtype: numbers in the messages.
+        wire: to the other workers, whose models are the same; None: to the processes of the group, which get rank 0's.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Decentralized(Strategy):
         scaler: LossScaler,
         bucket_mb: int,
         wire_dtype: WireDtype = WireDtype.fp32,
+        wire: Wire | None = None,
     ) -> None:
         self._module = module
         self._objective = objective
@@ -88,12 +91,13 @@ class Decentralized(Strategy):
         self._scaler = scaler
         trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._buckets = [Bucket(part, make_optimizer) for part in split_into_buckets(trained, bucket_mb * 2**20)]
-        broadcast_from_first([bucket.block for bucket in self._buckets] + list(module.buffers()))
         self._schedule = schedule
         self._rank = runtime.rank
-        self._wire = ProcessWire(runtime.device, sums_over(schedule, wire_dtype))
-        blocks = [bucket.block for bucket in self._buckets]
-        self._mixer = Mixer(schedule, blocks, runtime.rank, wire_dtype, self._wire)
+        if wire is None:
+            broadcast_from_first(self.blocks + list(module.buffers()))
+            wire = ProcessWire(runtime.device, sums_over(schedule, wire_dtype))
+        self._wire = wire
+        self._mixer = Mixer(schedule, self.blocks, runtime.rank, wire_dtype, wire)
         self._step = 0
         self._next = 0
         self._last_pass = False
@@ -101,6 +105,11 @@ class Decentralized(Strategy):
         for index, bucket in enumerate(self._buckets):
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._gradient_arrived(index))
+
+    @property
+    def blocks(self) -> list[Tensor]:
+        """The trained parameters, in a block for each bucket."""
+        return [bucket.block for bucket in self._buckets]
 
     def step(self, images: Tensor, targets: Tensor, lr: float, step: int) -> Tensor:
         """See :meth:`Strategy.step`."""
@@ -162,7 +171,7 @@ class Decentralized(Strategy):
         """See :meth:`Strategy.averaged`. Averages under way arrive first, and are taken in at the next step."""
         for averaging in self._mixer.averagings:
             averaging.settle()
-        blocks = [bucket.block for bucket in self._buckets]
+        blocks = self.blocks
         rounds = self._schedule.next_rounds(max(num_steps - 1, 0), NUM_MEASURED_ROUNDS)
         between_neighbours = neighbour_distance(blocks, rounds, self._rank, self._wire)
         with standing_in(float_buffers(self._module)), standing_in(blocks) as from_average:

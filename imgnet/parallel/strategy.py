@@ -39,7 +39,8 @@ class Strategy(ABC):
             step: the number of this step in the run, from 0, the same on all workers.
 
         Returns:
-            The mean loss, a scalar on the device without a gradient. Nothing waits for it.
+            The mean loss, a scalar on the device without a gradient; ``[workers]`` where this process stands for
+            several. Nothing waits for it.
         """
 
     @abstractmethod
