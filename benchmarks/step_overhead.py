@@ -42,7 +42,7 @@ from imgnet.parallel.build import build_workers
 from imgnet.parallel.hang import HangWatch
 from imgnet.parallel.requests import Requests
 from imgnet.runtime import Runtime
-from imgnet.tracking import Tracker
+from imgnet.tracking.tracker import Tracker
 from imgnet.train import Loop, objective_of
 from tests.distributed.harness import on_workers
 

@@ -13,9 +13,11 @@ from imgnet import rundir
 from imgnet.checkpoint.cli import app as checkpoint_app
 from imgnet.config import ConfigError
 from imgnet.data.cli import app as data_app
+from imgnet.doctor.cli import app as doctor_app
 from imgnet.plan.cli import app as plan_app
 from imgnet.refuse import refuse, refuse_without_directory
 from imgnet.results.cli import app as results_app
+from imgnet.tracking.cli import app as tracking_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data_app, name="data", help="Prepare images: from archives to tar shards.")
@@ -23,6 +25,8 @@ app.add_typer(data_app, name="data", help="Prepare images: from archives to tar 
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(results_app)
 app.add_typer(plan_app)
+app.add_typer(tracking_app)
+app.add_typer(doctor_app)
 topology_app = typer.Typer(no_args_is_help=True, help="Look at topologies before using them.")
 app.add_typer(topology_app, name="topology")
 

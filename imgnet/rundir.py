@@ -8,7 +8,9 @@
                         written by the commands that did
 ``claims/``             who worked here, and who does (:mod:`imgnet.launch.owner`)
 ``metrics.csv``         one row for each epoch
-``steps.jsonl``         one row for each logged step
+``steps.jsonl``         one row for each logged step of rank 0
+``workers/``            ``steps_<k>.jsonl`` of the other workers; ``system_<k>.jsonl``: each one's use of its machine
+``wandb/``              of Weights & Biases, a folder for each process; ``tensorboard/`` likewise
 ``summary.json``        final and best metrics, training time, ``status``
 ``checkpoints/``        exported models
 ``logs/rank_<k>.log``   one for each worker; ``rank_<k>.exit.json`` is its last word; ``slurm.log`` is the job's output

@@ -47,7 +47,7 @@ from imgnet.parallel.requests import NOTHING, Decision, Requests
 from imgnet.parallel.strategy import Objective, Strategy
 from imgnet.randomness import seed_all
 from imgnet.runtime import Runtime
-from imgnet.tracking import Tracker
+from imgnet.tracking.tracker import Tracker
 
 EVAL_IMAGES_PER_BATCH = 256
 

@@ -9,7 +9,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from imgnet import rundir
-from imgnet.tracking import COLUMNS
+from imgnet.tracking.tracker import COLUMNS
 
 START = "2026-03-01T10:00:00+00:00"
 NUM_VAL_IMAGES = 50_000

@@ -2,8 +2,8 @@
 
 
 class ConfigError(ValueError):
-    """A command that is refused before anything is started. Holds one line for each problem."""
+    """A command that is refused before anything is started. Holds one line for each problem, said once."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = list(dict.fromkeys(problems))
+        super().__init__("\n".join(self.problems))

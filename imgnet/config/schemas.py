@@ -479,8 +479,14 @@ class TrackingConfig:
     wandb: WandbMode = WandbMode.disabled
     project: str = "imgnet"
     entity: str | None = None
+    group: str | None = None
+    """Of runs that Weights & Biases shows together; null: those of a sweep."""
+    tensorboard: bool = False
+    """Event files of TensorBoard in the run directory. It and ``wandb`` go together."""
     progress: bool = True
     """A progress bar on rank 0 of a terminal; plain lines elsewhere."""
+    system_every_s: Annotated[float, Ge(1)] | None = 30.0
+    """Seconds between two rows of a worker's processors, memory, network and GPU; null: none."""
 
 
 @dataclass

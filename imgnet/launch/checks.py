@@ -6,7 +6,7 @@ Each domain checks its own part beside its code; here they are put together, wit
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
-from imgnet import published, tracking
+from imgnet import published
 from imgnet.checkpoint import checks as checkpoint
 from imgnet.config import ConfigError, Mode, Precision, RunConfig, SimulatedConfig, SlurmConfig
 from imgnet.config.ranges import wrong_values
@@ -17,6 +17,7 @@ from imgnet.models import checks as models
 from imgnet.optim import checks as optim
 from imgnet.parallel import checks as parallel
 from imgnet.runtime import Placement, has_compiler
+from imgnet.tracking import checks as tracking
 
 Check: TypeAlias = tuple[set[str], Callable[[], Iterable[str]]]
 
