@@ -41,7 +41,9 @@ def families(world_size: int, per_node: int) -> list[tuple[str, dict]]:
     """Every family that exists for these workers, with options where it has some."""
     odd_weights = [[[rank, rank + 1, 0.1 * (1 + rank % 3)] for rank in range(world_size - 1)], []]
     uneven = [[{"ranks": list(range(world_size)), "weight": 0.7}]]
-    found = [(name, {}) for name in FAMILIES if name not in ("custom", "alternating-exp-ring")]
+    others = [name for name in FAMILIES if name.startswith("directed-")] + ["custom", "alternating-exp-ring"]
+    found = [(name, {}) for name in FAMILIES if name not in others]
+    found += [("base-graph", {"max_degree": 2}), ("static-ring", {"neighbours": world_size // 2})]
     found += [("ring", {"self_weight": 0.8, "every": 2}), ("custom", {"rounds": odd_weights})]
     found += [("custom", {"rounds": uneven})]
     found += [(name, {"self_weight": 0.4}) for name in ("ring", "static-ring", "random")]

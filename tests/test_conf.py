@@ -5,10 +5,20 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
-from imgnet.config import AccumAdamConfig, Decay, Precision, RunConfig, SlurmConfig, parse, register_schemas
+from imgnet.config import (
+    AccumAdamConfig,
+    ConfigError,
+    Decay,
+    Precision,
+    RunConfig,
+    SlurmConfig,
+    parse,
+    register_schemas,
+)
 from imgnet.launch.checks import check
 from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
+from imgnet.plan.compose import composed_runs
 from tests.commands import ROOT
 
 CONF = ROOT / "conf"
@@ -17,7 +27,7 @@ OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / gro
 STUDIES = [
     str(file.relative_to(ROOT / "experiments").with_suffix("")) for file in (ROOT / "experiments").rglob("*.yaml")
 ]
-ON_IMAGENET = ("paper",)
+ON_IMAGENET = ("paper", "imagenet_resnet50/study")
 NEEDED = {
     "model=vit_b_16": ["data.train_px=224"],
     "topology": ["cluster=8xA40"],
@@ -56,14 +66,31 @@ def imagenet_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_every_option_composes_and_is_accepted(group: str, option: str, imagenet_folder: str) -> None:
     data = [] if (group, option) in (("data", "digits"), ("data", "synthetic")) else [f"data.root={imagenet_folder}"]
     config = composed(f"{group}={option}", *data, *NEEDED.get(group, []), *NEEDED.get(f"{group}={option}", []))
-    layout = check(config)
-    assert layout.world_size >= 1
     assert getattr(config, group).name == option
+    if option.startswith("directed-"):
+        with pytest.raises(ConfigError, match=f"^topology={option} is directed, .* it needs averaging=push_sum$"):
+            check(config)
+    else:
+        assert check(config).world_size >= 1
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_composes_and_is_accepted(study: str, imagenet_folder: str) -> None:
     check(composed(f"+experiments={study}", *([f"data.root={imagenet_folder}"] if study in ON_IMAGENET else [])))
+
+
+def test_every_command_of_the_study_on_imagenet_is_accepted(imagenet_folder: str) -> None:
+    text = (ROOT / "experiments" / "imagenet_resnet50" / "README.md").read_text()
+    commands = [line.split()[2:] for line in text.splitlines() if line.startswith("python run.py")]
+    num_runs = {}
+    for words in commands:
+        runs = composed_runs([*words, f"data.root={imagenet_folder}"])
+        check(runs[0])
+        check(runs[-1])
+        cluster = words[-1].removeprefix("cluster=")
+        num_runs[cluster] = num_runs.get(cluster, 0) + len(runs)
+    assert num_runs == {"4xA40": 24, "8xA40": 30, "32xT4": 30}
+    assert f"| runs | {' | '.join(map(str, num_runs.values()))} |" in text
 
 
 @pytest.mark.parametrize("cluster", [file.stem for file in (CONF / "cluster").glob("*x*.yaml")])

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from imgnet.parallel.topology import (
     FAMILIES,
+    Arrows,
+    DirectedRound,
     Group,
     GroupRound,
     NeighbourRound,
@@ -22,7 +24,7 @@ from imgnet.parallel.topology import (
     rounds_to_consensus,
     spectral_gap,
 )
-from imgnet.parallel.topology.families import prime_factors
+from imgnet.parallel.topology.families.exp import prime_factors
 
 SIZES = range(1, 65)
 LAYOUTS = [(size, local) for size in SIZES for local in range(1, size + 1) if size % local == 0]
@@ -212,7 +214,13 @@ def test_plans_agree_with_matrices():
                 elif isinstance(part, Group):
                     row[list(part.ranks)] = (1 - part.weight) / (len(part.ranks) - 1)
                     row[rank] = part.weight
-                    assert part.is_uniform
+                elif isinstance(part, Arrows):
+                    row[[peer for peer, _ in part.senders]] = [weight for _, weight in part.senders]
+                    row[rank] = part.self_weight
+                    column = np.zeros(12)
+                    column[[peer for peer, _ in part.receivers]] = [weight for _, weight in part.receivers]
+                    column[rank] = part.self_weight
+                    np.testing.assert_array_equal(column, matrix[:, rank])
                 else:
                     row[[peer for peer, _ in part.peers]] = [weight for _, weight in part.peers]
                     row[rank] = part.self_weight
@@ -320,7 +328,7 @@ def test_any_topology_keeps_the_mean_and_never_spreads(name, nodes, local, every
     ("arguments", "options", "message"),
     [
         (("rign", 4, 2), {}, "topology=rign is unknown; did you mean ring?"),
-        (("zzz", 4, 2), {}, "topology=zzz is unknown; known are alternating-exp-ring, complete,"),
+        (("zzz", 4, 2), {}, "topology=zzz is unknown; known are alternating-exp-ring, base-graph,"),
         (("ring", 10, 4), {}, "world_size=10 is not divisible by workers_per_node=4"),
         (("ring", 0, 1), {}, "world_size=0 must be 1 or more"),
         (("ring", 4, 0), {}, "workers_per_node=0 must be 1 or more"),
@@ -331,6 +339,19 @@ def test_any_topology_keeps_the_mean_and_never_spreads(name, nodes, local, every
         (("random", 4, 2), {"num_rounds": 0}, "topology=random has num_rounds=0; it must be 1 or more"),
         (("random", 4, 2), {"num_rounds": 1}, "num_rounds=1 leaves workers unconnected; draw more rounds"),
         (("grid", 12, 4), {"num_rows": 5}, r"num_rows=5; with 12 workers it must be one of \[1, 2, 3, 4, 6, 12\]"),
+        (("ring", 4, 2), {"every": 1.5}, "topology=ring has every=1.5; it must be a whole number"),
+        (("random", 4, 2), {"seed": "x"}, "topology=random has seed=x; it must be a whole number"),
+        (("random", 4, 2), {"num_rounds": True}, "topology=random has num_rounds=True; it must be a whole number"),
+        (("ring", 4, 2), {"self_weight": "half"}, "topology=ring has self_weight=half; it must be a number"),
+        (("ring", 4, 2), {"self_weight": float("nan")}, "self_weight=nan; it must be above 0 and below 1"),
+        (("static-ring", 4, 2), {"neighbours": 0}, "topology=static-ring has neighbours=0; it must be 1 or more"),
+        (("static-ring", 5, 5), {"neighbours": 3}, "neighbours=3; 5 workers have at most 2 on each side"),
+        (("base-graph", 4, 2), {"max_degree": 0}, "topology=base-graph has max_degree=0; it must be 1 or more"),
+        (("equi-static", 4, 2), {"num_shifts": 0}, "topology=equi-static has num_shifts=0; it must be 1 or more"),
+        (("equi-dyn", 4, 2), {"eta": 0.0}, "topology=equi-dyn has eta=0.0; it must be above 0 and at most 1"),
+        (("equi-dyn", 4, 2), {"eta": float("nan")}, "topology=equi-dyn has eta=nan; it must be above 0 and at most 1"),
+        (("equi-dyn", 4, 2), {"num_rounds": 1}, "topology=equi-dyn with num_rounds=1 leaves workers unconnected"),
+        (("directed-equi-dyn", 4, 2), {"seed": -1}, "topology=directed-equi-dyn has seed=-1; it must be 0 or more"),
         (("alternating-exp-ring", 4, 4), {}, "topology=alternating-exp-ring needs 2 or more nodes; cluster has 1"),
         (("alternating-exp-ring", 4, 1), {}, "needs 2 or more workers per node; cluster has 1"),
     ],
@@ -360,6 +381,14 @@ def test_options():
         (NeighbourRound((((2, 0.1), (1, 0.1)), ((0, 0.1),), ((0, 0.1),))), "each may be there once, ascending"),
         (NeighbourRound((((1, -0.5),), ((0, -0.5),), ())), "must be above 0"),
         (NeighbourRound((((3, 0.5),), (), ())), "rank 3 does not exist; with 3 workers the ranks are 0 to 2"),
+        (DirectedRound(((), ())), "2 lists of receivers for 3 workers"),
+        (DirectedRound((((3, 0.5),), (), ())), "rank 3 does not exist; with 3 workers the ranks are 0 to 2"),
+        (DirectedRound((((0, 0.5),), (), ())), "rank 0 sends to itself"),
+        (DirectedRound((((2, 0.1), (1, 0.1)), (), ())), "each may be there once, ascending"),
+        (DirectedRound((((1, 0.5), (1, 0.1)), (), ())), "each may be there once, ascending"),
+        (DirectedRound((((1, 0.0),), (), ())), "rank 0 gives 0.0 to rank 1; it must be above 0 and below 1"),
+        (DirectedRound((((1, float("nan")),), (), ())), "rank 0 gives nan to rank 1; it must be above 0 and below 1"),
+        (DirectedRound((((1, 0.5), (2, 0.5)), (), ())), "rank 0 gives away all of its own"),
     ],
 )
 def test_invalid_rounds(round_, message):

@@ -49,6 +49,16 @@ def test_options_reach_the_rounds() -> None:
     column = schedule_of("topology=grid", "topology.num_rows=4").round_at(0)
     assert [len(peers) for peers in column.neighbours] == [1, 2, 2, 1]
     assert len(schedule_of("topology=custom", PAIRS).phases[0].topology.rounds) == 2
+    wide = schedule_of("topology=static-ring", "topology.neighbours=2").round_at(0)
+    assert [len(peers) for peers in wide.neighbours] == [3] * 4
+    assert len(schedule_of("topology=base-graph", "topology.max_degree=3").phases[0].topology.rounds) == 1
+    for name in ("equi-static", "directed-equi-static"):
+        drawn = [schedule_of(f"topology={name}", f"topology.seed={seed}", "topology.num_shifts=9") for seed in (0, 1)]
+        assert drawn[0].round_at(0) != drawn[1].round_at(0)
+    for name in ("equi-dyn", "directed-equi-dyn"):
+        drawn = schedule_of(f"topology={name}", "topology.num_rounds=9", "topology.eta=1")
+        assert len(drawn.phases[0].topology.rounds) == 9
+        assert mixing_matrix(drawn.round_at(0), 4).min() in (0, 0.25)
 
 
 def test_a_schedule_begins_anew_with_each_topology() -> None:
@@ -134,6 +144,19 @@ REFUSED: list[tuple[list[str], list[str]]] = [
         ["topology=ring", "topology.schedule=[{after_epochs: 0, topology: complete}]"],
         ["topology.schedule replaces topology=ring from the first step to the last"],
     ),
+    (["topology=static-ring", "topology.neighbours=3"], ["topology=static-ring has neighbours=3; 4 workers have at"]),
+    (["topology=base-graph", "topology.max_degree=0"], ["topology.max_degree=0 must be at least 1"]),
+    (["topology=equi-dyn", "topology.eta=1.5"], ["topology.eta=1.5 must be at most 1"]),
+    (["topology=directed-exp"], ["topology=directed-exp is directed, which no engine does yet; it needs averaging="]),
+    (["topology=directed-ring", "topology.engine=decent_dp"], ["topology=directed-ring is directed, which no engine"]),
+    (
+        ["topology=ring", "topology.schedule=[{after_epochs: 2, topology: directed-equi-dyn}]"],
+        ["topology=directed-equi-dyn is directed, which no engine does yet"],
+    ),
+    (
+        ["topology=custom", "topology.rounds=[[{from: 0, to: 1, weight: 0.5}, {from: 1, to: 0, weight: 0.5}]]"],
+        ["topology=custom never connects ranks [0, 1] with [2]; add a group, an edge or an arrow"],
+    ),
     (
         ["topology=star", "topology.engine=decent_dp"],
         ["topology.engine=decent_dp averages in disjoint groups, which topology=star is not; use"],
@@ -160,6 +183,48 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     ),
     (["topology=allreduce", "optimizer.quasi_global=true"], ["optimizer.quasi_global=true is momentum for workers"]),
     (
+        ["topology=allreduce", "topology.compression=powersgd", "topology.powersgd_rank=0"],
+        ["topology.powersgd_rank=0 must be at least 1"],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=powersgd", "topology.powersgd_start_step=1"],
+        ["topology.powersgd_start_step=1 must be at least 2, or null"],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=powersgd", "topology.powersgd_min_compression_rate=nan"],
+        ["topology.powersgd_min_compression_rate=nan must be finite and at least 0"],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=powersgd", "precision=fp16"],
+        ["topology.compression=powersgd would carry an overflow of fp16's loss scale over to all later steps; use"],
+    ),
+    (
+        [
+            "topology=allreduce",
+            "topology.compression=powersgd",
+            "topology.powersgd_start_step=12",
+            "epochs=6",
+            "data.num_train=480",
+        ],
+        ["topology.powersgd_start_step=12 leaves nothing of the run's 12 steps to compress"],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=powersgd", "max_steps=20"],
+        ["topology.powersgd_start_step="],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=bf16", "topology.powersgd_rank=2"],
+        ["topology.powersgd_rank=2 needs topology.compression=powersgd; it is bf16"],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=powersgd", "cluster.cpu_workers_per_node=1"],
+        ["topology.compression=powersgd has nothing to make smaller: one worker sends nothing"],
+    ),
+    (
+        ["topology=allreduce", "topology.compression=bf16", "cluster=simulated"],
+        ["topology.compression=bf16 is of torch's hooks between processes; cluster=simulated has none"],
+    ),
+    (
         ["topology=ring", "optimizer.quasi_global=true", "optimizer.momentum=0"],
         ["optimizer.quasi_global=true needs optimizer.momentum above 0"],
     ),
@@ -183,6 +248,9 @@ def test_refused_with_one_line_for_each_problem(overrides: list[str], lines: lis
             ["topology=complete", "topology.num_rows=2"],
             "unknown key 'topology.num_rows'; in topology, known: bucket_mb, engine, every, name, schedule, wire_dtype",
         ),
+        (["topology=ring", "topology.compression=powersgd"], "unknown key 'topology.compression'; in topology, "),
+        (["topology=allreduce", "topology.compression=psgd"], "topology.compression=psgd: no such choice; "),
+        (["topology=allreduce", "topology.powersgd_rank=1.5"], "topology.powersgd_rank=1.5: must be a whole number"),
         (["topology=ring", "topology.wiredtype=bf16"], "unknown key 'topology.wiredtype'; in topology, did you mean "),
         (["topology=ring", "topology.wire_dtype=fp8"], "topology.wire_dtype=fp8: no such choice; known: bf16, fp32"),
     ],

@@ -23,6 +23,20 @@ def test_groups_and_edges():
     assert len(build_topology("custom", 4, 2, rounds=rounds, every=2).rounds) == 8
 
 
+def test_arrows_keep_the_sum_and_not_the_rows():
+    ways = [
+        {"from": 0, "to": 1, "weight": 0.5},
+        {"from": 0, "to": 2, "weight": 0.25},
+        {"from": 2, "to": 0, "weight": 0.1},
+    ]
+    back = [{"from": 1, "to": 2, "weight": 0.75}]
+    topology = build_topology("custom", 3, 3, rounds=[ways, back])
+    assert topology.is_directed
+    np.testing.assert_allclose(mixing_matrix(topology.rounds[0], 3), [[0.25, 0, 0.1], [0.5, 1, 0], [0.25, 0, 0.9]])
+    np.testing.assert_allclose(mixing_matrix(topology.rounds[1], 3), [[1, 0, 0], [0, 0.25, 0], [0, 0.75, 1]])
+    assert not build_topology("custom", 3, 3, rounds=[[{"ranks": [0, 1, 2]}]]).is_directed
+
+
 def test_one_worker_never_communicates():
     assert build_topology("custom", 1, 1, rounds=[[[0, 1, 0.5]]]).rounds[0].is_idle
 
@@ -34,6 +48,18 @@ def test_one_worker_never_communicates():
         ("ring", "topology=custom needs topology.rounds"),
         ([{"ranks": [0, 1]}], "topology=custom, round 0: .* is no list"),
         ([[{"ranks": [0, 1]}, [2, 3, 0.5]]], "topology=custom, round 0: it has both groups and edges"),
+        ([[{"ranks": [0, 1]}, {"from": 0, "to": 1}]], "round 0: it has both groups and arrows; a round is"),
+        ([[{"from": 0, "to": 1}]], "round 0, arrow 0: {'from': 0, 'to': 1} is no arrow; write {from: 0, to: 1, weight"),
+        ([[{"from": 0, "to": 1.5, "weight": 0.5}]], "round 0, arrow 0: .* is no arrow"),
+        ([[{"from": 0, "to": 4, "weight": 0.5}]], "round 0, arrow 0: rank 4 does not exist"),
+        (
+            [[{"from": 0, "to": 1, "weight": 1.0}]],
+            "round 0: rank 0 gives 1.0 to rank 1; it must be above 0 and below 1",
+        ),
+        (
+            [[{"from": rank, "to": rank + 1, "weight": 0.5} for rank in range(3)]],
+            r"never connects ranks \[0\] with \[1\]; add a group, an edge or an arrow",
+        ),
         ([[], [{"ranks": [0, 1], "wieght": 1}]], "topology=custom, round 1, group 0: key 'wieght' is unknown"),
         ([[{"weight": 1}]], "round 0, group 0: ranks=None must be a list of one or more whole numbers"),
         ([[{"ranks": [0, 1.5]}]], r"ranks=\[0, 1.5\] must be a list of one or more whole numbers"),
@@ -46,7 +72,10 @@ def test_one_worker_never_communicates():
         ([[[0, 1, 0.2], [1, 0, 0.2]]], r"round 0: edge \[0, 1\] is listed twice; add up the weights"),
         ([[[0, 1, 0.6], [1, 2, 0.6]]], "round 0: the weights of rank 1 add up to 1.2"),
         ([[[0, 0, 0.6]]], "round 0, edge 0: rank 0 is its own peer"),
-        ([[[0, 1, 0.5], [2, 3, 0.5]]], r"never connects ranks \[0, 1\] with \[2, 3\]; add a group or an edge"),
+        (
+            [[[0, 1, 0.5], [2, 3, 0.5]]],
+            r"never connects ranks \[0, 1\] with \[2, 3\]; add a group, an edge or an arrow",
+        ),
     ],
 )
 def test_refusals(rounds, message):

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot as plt
 from typer.testing import CliRunner
 
 from imgnet.cli import app
-from imgnet.parallel.topology import build_topology
+from imgnet.parallel.topology import FAMILIES, build_topology
+from imgnet.results import topology_picture
 from imgnet.results.topologies import describe_round, deviations
 
 RING = """\
@@ -41,9 +43,35 @@ def test_a_model_by_its_name() -> None:
     assert "(small_cnn)" in text
 
 
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"custom"}))
+def test_every_topology_is_shown(name: str) -> None:
+    code, text = show(name, "--world-size", "12", "--workers-per-node", "4")
+    assert code == 0
+    assert f"{name}, 12 workers on 3 nodes of 4" in text
+    assert ("directed, doubly stochastic" in text) == name.startswith("directed-")
+
+
+def test_arrows_in_words_and_bytes() -> None:
+    arrows = "rounds=[[{from: 0, to: 1, weight: 0.5}, {from: 0, to: 2, weight: 0.25}], [{from: 1, to: 2, weight: 0.5}, \
+{from: 2, to: 0, weight: 0.5}]]"
+    code, text = show("custom", "--world-size", "3", "--num-parameters", "3000000", "-o", arrows)
+    assert code == 0
+    assert "directed, column-stochastic" in text
+    assert "round 0  0: 1/2 to 1, 1/4 to 2  1: rests  2: rests" in text
+    assert ["fp32", "8.0", "12.0", "0.0", "0.0", "8.0"] in [line.split() for line in text.splitlines()]
+
+
+def test_a_picture_calls_exact_only_what_is() -> None:
+    for name, exact in (("directed-equi-dyn", False), ("random", False), ("base-graph", True), ("exp", True)):
+        _, axis = plt.subplots()
+        topology_picture._draw_decay(axis, build_topology(name, 48, 8, **({} if exact else {"seed": 1})))
+        assert [text.get_text() for text in axis.texts] == ["exact"] * exact, name
+        plt.close("all")
+
+
 @pytest.mark.parametrize(
     ("name", "workers", "per_node"),
-    [("exp", 64, 8), ("torus", 64, 64), ("ring", 7, 7), ("complete", 1, 1)],
+    [("exp", 64, 8), ("torus", 64, 64), ("ring", 7, 7), ("complete", 1, 1), ("directed-exp", 64, 8)],
 )
 def test_few_lines_and_a_picture_for_any_size(name: str, workers: int, per_node: int, tmp_path: Path) -> None:
     png = tmp_path / "topology.png"

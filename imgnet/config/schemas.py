@@ -52,6 +52,14 @@ class Accelerator(Enum):
     cpu = "cpu"
 
 
+class Compression(Enum):
+    """What is done with gradients before they are sent; see ``imgnet.parallel.compression``."""
+
+    none = "none"
+    bf16 = "bf16"
+    powersgd = "powersgd"
+
+
 class Engine(Enum):
     """Who averages in a decentralized run: the engine of this package, or ``decent-dp`` as published."""
 
@@ -208,6 +216,15 @@ class AllReduceConfig(TopologyConfig):
 
     bucket_mb: Megabytes = 25
     """Size of a message; torch's own default."""
+    compression: Compression = Compression.none
+    """``bf16`` halves the messages. ``powersgd`` sends gradients as matrices of a low rank, and what that leaves out
+    with the next ones."""
+    powersgd_rank: Count = 4
+    """Columns of the two matrices that stand for a gradient."""
+    powersgd_start_step: Annotated[int, Interval(ge=2, le=MOST)] | None = None
+    """Steps before it send gradients as they are; at least 2. null: those of the warm-up, as torch advises."""
+    powersgd_min_compression_rate: NotNegative = 2.0
+    """A gradient that would not become so many times smaller is sent as it is."""
 
 
 @dataclass
@@ -246,11 +263,49 @@ class WeightedConfig(DecentralizedConfig):
 
 
 @dataclass
+class StaticRingConfig(WeightedConfig):
+    """A ring in which workers average with several neighbours in every step."""
+
+    neighbours: Count = 1
+    """On each side."""
+
+
+@dataclass
+class BaseGraphConfig(DecentralizedConfig):
+    """Exact consensus in finitely many rounds, whatever the number of workers."""
+
+    max_degree: Count = 1
+    """Peers of a worker in a round, at most; more of them need fewer rounds."""
+
+
+@dataclass
 class RandomConfig(WeightedConfig):
     """Pairs drawn anew in each round."""
 
     seed: Seed = 0
     """Of the pairs; the run's own ``seed`` does not change them."""
+    num_rounds: Rounds = 64
+    """Rounds that are drawn; then they begin again."""
+
+
+@dataclass
+class EquiStaticConfig(DecentralizedConfig):
+    """Fixed neighbours at distances drawn at random."""
+
+    num_shifts: Count | None = None
+    """Distances that are drawn, each for one peer, or two in both directions; null: log2 of the workers, rounded up."""
+    seed: Seed = 0
+    """Of the distances; the run's own ``seed`` does not change them."""
+
+
+@dataclass
+class EquiDynConfig(DecentralizedConfig):
+    """One peer at a distance drawn anew in each round."""
+
+    eta: Annotated[float, Interval(gt=0, le=1)] = 0.5
+    """A worker takes ``eta (n-1)/n`` of its peer's; in (0, 1]."""
+    seed: Seed = 0
+    """Of the distances; the run's own ``seed`` does not change them."""
     num_rounds: Rounds = 64
     """Rounds that are drawn; then they begin again."""
 
@@ -268,7 +323,8 @@ class CustomConfig(DecentralizedConfig):
     """Rounds written by the user."""
 
     rounds: list[Any] = MISSING
-    """Each a list of groups ``{ranks: [0, 1], weight: 0.5}``, or a list of edges ``[0, 1, 0.5]``."""
+    """Each a list of groups ``{ranks: [0, 1], weight: 0.5}``, of edges ``[0, 1, 0.5]``, or of arrows
+    ``{from: 0, to: 1, weight: 0.5}``."""
 
 
 @dataclass
@@ -486,7 +542,11 @@ GROUP_SCHEMAS: dict[str, dict[str, type]] = {
         "allreduce": AllReduceConfig,
         "decentralized": DecentralizedConfig,
         "weighted": WeightedConfig,
+        "static_ring": StaticRingConfig,
+        "base_graph": BaseGraphConfig,
         "random": RandomConfig,
+        "equi_static": EquiStaticConfig,
+        "equi_dyn": EquiDynConfig,
         "lattice": LatticeConfig,
         "custom": CustomConfig,
     },

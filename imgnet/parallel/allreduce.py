@@ -6,7 +6,10 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -14,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.averaging import float_buffers, standing_in
+from imgnet.parallel.compression import Compressor, all_workers
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.runtime import Runtime
 
@@ -33,6 +37,7 @@ class AllReduce(Strategy):
         max_grad_norm: largest Euclidean norm of the averaged gradient; None for no clipping.
         scaler: loss scaling.
         bucket_mb: size of a message, in 2^20 bytes.
+        compressor: averages the gradients; None: DDP does, in fp32.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class AllReduce(Strategy):
         max_grad_norm: float | None,
         scaler: LossScaler,
         bucket_mb: int,
+        compressor: Compressor | None = None,
     ) -> None:
         self._module = module
         self._objective = objective
@@ -64,13 +70,19 @@ class AllReduce(Strategy):
         self._num_accumulation_steps = num_accumulation_steps
         self._max_grad_norm = max_grad_norm
         self._scaler = scaler
-        self._must_rehearse = False
+        self._compressor = compressor
+        self._is_first_step, self._rehearses = True, False
+        if compressor is not None:
+            self._parallel.register_comm_hook(None, self._average)
 
     def step(self, images: Tensor, targets: Tensor, lr: float, step: int) -> Tensor:
-        """See :meth:`Strategy.step`. All steps are alike."""
+        """See :meth:`Strategy.step`."""
         set_learning_rate([self._optimizer], lr)
-        if self._must_rehearse:
+        if self._is_first_step and step > 0:
             self._rehearse(images, targets)
+        self._is_first_step = False
+        if self._compressor is not None:
+            self._compressor.begin_step(step)
         loss = self._accumulate_gradients(images, targets)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         self._scaler.unscale(gradients)
@@ -85,16 +97,22 @@ class AllReduce(Strategy):
         """A backward pass without effect, after which DDP forms its buckets anew, in the order of the gradients.
 
         DDP does that once, after its first step. A step that is made again with the first buckets would add up the
-        same numbers in another order, and round them otherwise.
+        same numbers in another order, and round them otherwise; and a compressor keeps what it knows bucket by bucket.
         """
         passes = self._num_accumulation_steps
+        self._rehearses = True
         own = [buffer.clone() for buffer in self._module.buffers()]
         with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
             self._objective(self._parallel, images.chunk(passes)[0], targets.chunk(passes)[0]).backward()
         self._optimizer.zero_grad()
         for buffer, before in zip(self._module.buffers(), own, strict=True):
             buffer.copy_(before)
-        self._must_rehearse = False
+        self._rehearses = False
+
+    def _average(self, _: None, bucket: dist.GradBucket) -> Future[Tensor]:
+        """Hook of DDP where there is a compressor, for each bucket when its gradients are there."""
+        assert self._compressor is not None
+        return allreduce_hook(all_workers(), bucket) if self._rehearses else self._compressor.average(bucket)
 
     def _accumulate_gradients(self, images: Tensor, targets: Tensor) -> Tensor:
         passes = self._num_accumulation_steps
@@ -114,13 +132,18 @@ class AllReduce(Strategy):
 
     def state(self) -> dict[str, Any]:
         """See :meth:`Strategy.state`."""
-        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state()}
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state(),
+            "compressor": None if self._compressor is None else self._compressor.state(),
+        }
 
     def restore(self, state: dict[str, Any], num_steps: int) -> None:
         """See :meth:`Strategy.restore`."""
         restore_optimizer(self._optimizer, state["optimizer"])
         self._scaler.restore(state["scaler"])
-        self._must_rehearse = True
+        if self._compressor is not None:
+            self._compressor.restore(state["compressor"], self._parameters[0].device)
 
     def communication_wait_s(self) -> float:
         """0: DDP waits inside its own backward pass and does not say how long."""

@@ -8,6 +8,7 @@ from torch.nn import Module
 from imgnet.config import AllReduceConfig, DecentralizedConfig, Engine, Precision, RunConfig
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.parallel.allreduce import AllReduce
+from imgnet.parallel.compression import build_compressor
 from imgnet.parallel.decent_dp import DecentDp
 from imgnet.parallel.decentralized import Decentralized
 from imgnet.parallel.members import Member
@@ -31,8 +32,9 @@ def build_strategy(
     """AllReduce for ``topology=allreduce``, decentralized for every other topology. Collective."""
     topology = config.topology
     if isinstance(topology, AllReduceConfig):
-        common = _common(config, runtime)
-        return AllReduce(module, objective, make_optimizer, runtime, bucket_mb=topology.bucket_mb, **common)
+        compressor = build_compressor(topology, round(config.optimizer.warmup_epochs * steps_per_epoch))
+        settings = {"bucket_mb": topology.bucket_mb, "compressor": compressor} | _common(config, runtime)
+        return AllReduce(module, objective, make_optimizer, runtime, **settings)
     assert isinstance(topology, DecentralizedConfig)
     schedule = _schedule(config, topology, runtime, steps_per_epoch)
     if topology.engine is Engine.decent_dp:

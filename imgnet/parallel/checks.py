@@ -1,23 +1,31 @@
 """What can be said against a topology before anything is started; each of its settings in its range already."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import fields
 
 from imgnet.config import (
     AllReduceConfig,
+    BaseGraphConfig,
+    Compression,
     CustomConfig,
     DecentralizedConfig,
     Engine,
+    EquiDynConfig,
+    EquiStaticConfig,
     LatticeConfig,
     Precision,
     RandomConfig,
     RunConfig,
     SgdConfig,
     SimulatedConfig,
+    StaticRingConfig,
     TopologyConfig,
     WeightedConfig,
     WireDtype,
 )
-from imgnet.parallel.schedule import build_schedule, node_size
+from imgnet.data.checks import known_num_train
+from imgnet.parallel.schedule import build_schedule, node_size, powersgd_start_step
 from imgnet.parallel.topology import GroupRound, NeighbourRound, Schedule
 from imgnet.suggest import nearest
 
@@ -25,14 +33,21 @@ SCHEMAS: dict[str, type[TopologyConfig]] = {
     "allreduce": AllReduceConfig,
     "complete": DecentralizedConfig,
     "ring": WeightedConfig,
-    "static-ring": WeightedConfig,
+    "static-ring": StaticRingConfig,
     "exp": DecentralizedConfig,
+    "base-graph": BaseGraphConfig,
     "alternating-exp-ring": DecentralizedConfig,
     "hierarchical": DecentralizedConfig,
     "random": RandomConfig,
+    "equi-static": EquiStaticConfig,
+    "equi-dyn": EquiDynConfig,
     "star": DecentralizedConfig,
     "grid": LatticeConfig,
     "torus": LatticeConfig,
+    "directed-ring": DecentralizedConfig,
+    "directed-exp": DecentralizedConfig,
+    "directed-equi-static": EquiStaticConfig,
+    "directed-equi-dyn": EquiDynConfig,
     "custom": CustomConfig,
 }
 """Every topology, and the schema of its settings."""
@@ -53,11 +68,49 @@ def problems(config: RunConfig, world_size: int, workers_per_node: int) -> Itera
     elif isinstance(topology, DecentralizedConfig):
         yield from _switch_problems(topology, config.epochs)
         yield from _schedule_problems(config, topology, world_size, workers_per_node)
-    elif isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
+    else:
+        assert isinstance(topology, AllReduceConfig)
+        yield from _all_reduce_problems(config, topology, world_size)
+
+
+def _all_reduce_problems(config: RunConfig, topology: AllReduceConfig, world_size: int) -> Iterator[str]:
+    if isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
         yield (
             "optimizer.quasi_global=true is momentum for workers that differ, and with topology=allreduce none do; "
             "choose another topology"
         )
+    chosen = topology.compression
+    if chosen is not Compression.none and world_size < 2:
+        yield f"topology.compression={chosen.value} has nothing to make smaller: one worker sends nothing"
+    elif chosen is not Compression.none and isinstance(config.cluster, SimulatedConfig):
+        yield f"topology.compression={chosen.value} is of torch's hooks between processes; cluster=simulated has none"
+    if chosen is Compression.powersgd:
+        yield from _powersgd_problems(config, topology)
+    else:
+        yield from _powersgd_settings_of_another(topology)
+
+
+def _powersgd_settings_of_another(topology: AllReduceConfig) -> Iterator[str]:
+    """Options of PowerSGD that were set for another compression, or for none."""
+    default = AllReduceConfig(name=topology.name)
+    for option in (entry.name for entry in fields(topology) if entry.name.startswith("powersgd_")):
+        if (value := getattr(topology, option)) != getattr(default, option):
+            yield f"topology.{option}={value} needs topology.compression=powersgd; it is {topology.compression.value}"
+
+
+def _powersgd_problems(config: RunConfig, topology: AllReduceConfig) -> Iterator[str]:
+    """fp16, and whether anything is compressed at all where the length of the run is known."""
+    if config.precision is Precision.fp16:
+        yield (
+            "topology.compression=powersgd would carry an overflow of fp16's loss scale over to all later steps; "
+            "use precision=bf16, or topology.compression=bf16"
+        )
+    num_train = known_num_train(config.data)
+    steps_per_epoch = 0 if num_train is None else num_train // max(config.global_batch_size, 1)
+    start = powersgd_start_step(topology, round(config.optimizer.warmup_epochs * steps_per_epoch))
+    num_steps = min(config.epochs * steps_per_epoch, config.max_steps or math.inf)
+    if 0 < num_steps <= start:
+        yield f"topology.powersgd_start_step={start} leaves nothing of the run's {num_steps} steps to compress"
 
 
 def _name_problems(topology: TopologyConfig) -> Iterator[str]:
@@ -97,6 +150,9 @@ def _schedule_problems(
         schedule = build_schedule(topology, world_size, per_node, steps_per_epoch=1)
     except ValueError as error:
         yield f"{error} (cluster={config.cluster.name})"
+        return
+    if schedule.directed is not None:
+        yield f"topology={schedule.directed.name} is directed, which no engine does yet; it needs averaging=push_sum"
         return
     if topology.engine is Engine.decent_dp:
         reasons = _reasons_against_decent_dp(config, topology, schedule, world_size)

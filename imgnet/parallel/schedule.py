@@ -1,13 +1,15 @@
-"""The topologies that a configuration asks for. Without torch: a command is checked with this before it starts."""
+"""What a configuration asks for, step by step. Without torch: a command is checked with this before it starts."""
 
 from dataclasses import fields
 from typing import Any
 
-from imgnet.config import ClusterConfig, DecentralizedConfig, LocalConfig, TopologyConfig
+from imgnet.config import AllReduceConfig, ClusterConfig, DecentralizedConfig, LocalConfig, TopologyConfig
 from imgnet.parallel.topology import Phase, Schedule, Topology, build_topology
 
 SEE_NODES = ("alternating-exp-ring", "hierarchical")
 """Topologies whose rounds depend on which workers share a node."""
+EARLIEST_POWERSGD_STEP = 2
+"""torch allows no earlier one: DDP forms its buckets anew after the first step."""
 
 
 def build_schedule(
@@ -64,3 +66,10 @@ def own_options(config: DecentralizedConfig) -> dict[str, Any]:
     """The options of the topology's family: what its schema has beside that of every decentralized run."""
     common = {entry.name for entry in fields(DecentralizedConfig)}
     return {entry.name: getattr(config, entry.name) for entry in fields(config) if entry.name not in common}
+
+
+def powersgd_start_step(config: AllReduceConfig, warmup_steps: int) -> int:
+    """The first step whose gradients are compressed: after the warm-up, unless told otherwise."""
+    if config.powersgd_start_step is not None:
+        return config.powersgd_start_step
+    return max(EARLIEST_POWERSGD_STEP, warmup_steps)

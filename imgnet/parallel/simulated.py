@@ -21,7 +21,7 @@ from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.decentralized import NUM_MEASURED_ROUNDS, Decentralized
 from imgnet.parallel.members import Member
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
-from imgnet.parallel.topology import Group, Round, Schedule
+from imgnet.parallel.topology import Group, Neighbours, Round, Schedule
 
 
 @final
@@ -197,5 +197,7 @@ def _pairs(round_: Round, world_size: int) -> Iterator[tuple[int, int]]:
         if isinstance(part, Group):
             if rank == part.ranks[0]:
                 yield from combinations(part.ranks, 2)
-        elif part is not None:
+        elif isinstance(part, Neighbours):
             yield from ((rank, peer) for peer, _ in part.peers if rank < peer)
+        elif part is not None:
+            yield from ((rank, receiver) for receiver, _ in part.receivers)

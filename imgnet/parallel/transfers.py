@@ -25,7 +25,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from imgnet.parallel.topology import Group, Neighbours, Part
+from imgnet.parallel.topology import Arrows, Group, Neighbours, Part
 from imgnet.parallel.wire import Arrival, Message, Wire
 
 TILE = 2**20
@@ -112,6 +112,7 @@ def as_neighbours(part: Part, rank: int) -> Neighbours | Group | None:
 
     A pair's all-reduce would need a process group of its own, and a random topology has thousands of pairs.
     """
+    assert not isinstance(part, Arrows), "directed rounds are refused before the start: they need push-sum"
     if not isinstance(part, Group) or len(part.ranks) > 2:
         return part
     peer = next(other for other in part.ranks if other != rank)

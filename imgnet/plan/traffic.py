@@ -74,7 +74,7 @@ def summed_by_all(network: Network) -> Traffic:
 
 def _edges_and_groups(round_: Round) -> tuple[list[tuple[int, int]], list[tuple[int, ...]]]:
     if not isinstance(round_, GroupRound):
-        return [(rank, peer) for rank, peer in edges_of(round_) if rank < peer], []
+        return sorted({(min(edge), max(edge)) for edge in edges_of(round_)}), []
     parts = [group.ranks for group in round_.groups]
     return [(ranks[0], ranks[1]) for ranks in parts if len(ranks) == 2], [ranks for ranks in parts if len(ranks) > 2]
 

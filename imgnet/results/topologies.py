@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from imgnet.parallel.topology import (
+    DirectedRound,
     Group,
     GroupRound,
     Round,
@@ -56,9 +57,18 @@ def _numbers(topology: Topology) -> Table:
     exact = rounds_to_consensus(topology.rounds, topology.world_size)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("rounds in a period", str(len(topology.rounds)))
+    table.add_row("matrices", _kind(topology))
     table.add_row("workers agree exactly after", "never; they only come closer" if exact is None else f"{exact} rounds")
     table.add_row("spectral gap", f"{gap.period:.4g} in a period, {gap.step:.4g} in a step")
     return table
+
+
+def _kind(topology: Topology) -> str:
+    if not topology.is_directed:
+        return "symmetric and doubly stochastic"
+    rows = [mixing_matrix(round_, topology.world_size).sum(axis=1) for round_ in topology.rounds]
+    also_rows = np.allclose(rows, 1.0, rtol=0.0, atol=1e-12)
+    return "directed, doubly stochastic" if also_rows else "directed, column-stochastic"
 
 
 def _traffic(topology: Topology, size: Size) -> Table:
@@ -85,8 +95,17 @@ def describe_round(round_: Round, most: int = 12) -> str:
     """One line: the groups, or each worker's neighbours, with the weights that are not those of the plain mean."""
     if round_.is_idle:
         return "nobody communicates"
-    parts = list(_groups(round_) if isinstance(round_, GroupRound) else _neighbours(round_.neighbours))
+    parts = list(_parts(round_))
     return "  ".join(parts[:most]) + (f"  ... {len(parts) - most} more" if len(parts) > most else "")
+
+
+def _parts(round_: Round) -> Iterator[str]:
+    if isinstance(round_, GroupRound):
+        yield from _groups(round_)
+    elif isinstance(round_, DirectedRound):
+        yield from _lists(round_.receivers, "to")
+    else:
+        yield from _lists(round_.neighbours, "of")
 
 
 def _groups(round_: GroupRound) -> Iterator[str]:
@@ -105,9 +124,9 @@ def _ranks(group: Group) -> str:
     return f"{{{first}..{last}}}" if is_run else "{" + ",".join(map(str, group.ranks)) + "}"
 
 
-def _neighbours(neighbours: Sequence[Sequence[tuple[int, float]]]) -> Iterator[str]:
-    for rank, peers in enumerate(neighbours):
-        shown = ", ".join(f"{_fraction(weight)} of {peer}" for peer, weight in peers[:4])
+def _lists(lists: Sequence[Sequence[tuple[int, float]]], word: str) -> Iterator[str]:
+    for rank, peers in enumerate(lists):
+        shown = ", ".join(f"{_fraction(weight)} {word} {peer}" for peer, weight in peers[:4])
         yield f"{rank}: {shown or 'rests'}{' ...' if len(peers) > 4 else ''}"
 
 

@@ -5,7 +5,16 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from imgnet.parallel.topology import GroupRound, Round, Topology, mixing_matrix, spectral_gap
+from imgnet.parallel.topology import (
+    DirectedRound,
+    GroupRound,
+    Round,
+    Topology,
+    mixing_matrix,
+    rounds_to_consensus,
+    spectral_gap,
+)
+from imgnet.parallel.topology.rounds import edges_of
 from imgnet.results.topologies import deviations
 
 mpl.use("Agg")
@@ -21,8 +30,6 @@ MOST_LABELLED = 32
 """Workers up to which each has its rank on it."""
 NODE_COLOURS = [mpl.colormaps["tab10"](index) for index in range(10)]
 WITHIN, BETWEEN, WORKER = "0.45", "tab:red", "tab:blue"
-EXACT = 1e-12
-"""A disagreement below it is rounding."""
 
 
 def draw(topology: Topology, path: Path) -> None:
@@ -74,8 +81,8 @@ def _colour(rank: int, topology: Topology) -> tuple:
 
 def _draw_graph(axis: Axes, round_: Round, topology: Topology) -> None:
     points = _positions(topology)
-    matrix = np.triu(mixing_matrix(round_, topology.world_size), k=1)
-    pairs = np.argwhere(matrix > 0)
+    pairs = np.array([edge for edge in edges_of(round_) if isinstance(round_, DirectedRound) or edge[0] < edge[1]])
+    pairs = pairs.reshape(-1, 2)
     crosses = pairs[:, 0] // topology.workers_per_node != pairs[:, 1] // topology.workers_per_node
     alpha = float(np.clip(60 / max(len(pairs), 1), 0.1, 1.0))
     if isinstance(round_, GroupRound):
@@ -84,6 +91,8 @@ def _draw_graph(axis: Axes, round_: Round, topology: Topology) -> None:
     for between, colour in ((False, WITHIN), (True, BETWEEN)):
         lines = [_line(points[pair], bend) for pair in pairs[crosses == between]]
         axis.add_collection(LineCollection(lines, colors=colour, linewidths=1.4, alpha=alpha, zorder=2))
+        if lines and isinstance(round_, DirectedRound):
+            _draw_heads(axis, np.stack(lines), colour)
     dot = float(np.clip(3000 / topology.world_size, 20, 260))
     axis.scatter(*points.T, s=dot, c=[_colour(rank, topology) for rank in range(len(points))], zorder=3, lw=0)
     _label_points(axis, points, topology)
@@ -91,11 +100,22 @@ def _draw_graph(axis: Axes, round_: Round, topology: Topology) -> None:
     axis.axis("off")
 
 
+def _draw_heads(axis: Axes, lines: np.ndarray, colour: str) -> None:
+    """A tip on each line, ``[lines, points, 2]``, nearer to its end, so that two opposite ones can be told apart."""
+    place = lines.shape[1] * 6 // 10
+    way = lines[:, place + 1] - lines[:, place]
+    tips = 0.12 * way / np.linalg.norm(way, axis=1, keepdims=True)
+    axis.quiver(
+        *lines[:, place].T, *tips.T, color=colour, angles="xy", scale_units="xy", scale=1, pivot="mid",
+        width=0.01, headwidth=4, headlength=5, headaxislength=5, minlength=0, zorder=2,
+    )  # fmt: skip
+
+
 def _line(ends: np.ndarray, bend: float) -> np.ndarray:
     """From one worker to another, bent inwards: on a full circle a straight line to a neighbour is hidden."""
-    t = np.linspace(0, 1, 2 if bend == 0 else 16)[:, None]
+    t = np.linspace(0, 1, 16)[:, None]
     control = (1 - bend) * ends.mean(axis=0)
-    return (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * control + t**2 * ends[1] if bend else ends
+    return (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * control + t**2 * ends[1]
 
 
 def _label_points(axis: Axes, points: np.ndarray, topology: Topology) -> None:
@@ -145,8 +165,9 @@ def _draw_legend(axis: Axes, topology: Topology, num_drawn: int) -> None:
 
 def _draw_decay(axis: Axes, topology: Topology) -> None:
     left = deviations(topology, int(np.clip(3 * len(topology.rounds), 12, 60)))
-    exact = next((step for step, value in enumerate(left) if value <= EXACT), None)
-    shown = left if exact is None else left[:exact]
+    exact = rounds_to_consensus(topology.rounds, topology.world_size)
+    exact = None if exact is None or exact >= len(left) else max(exact, 1)
+    shown = left[:exact]
     axis.semilogy(range(len(shown)), shown, marker="o", ms=4, color=WORKER)
     if exact is not None:
         axis.plot([exact - 1, exact], [shown[-1], 0.1 * min(shown)], ls=":", color=WORKER)

@@ -43,7 +43,7 @@ def simulate(
     """Parameters of all workers, ``[world size, number of parameters]``, after each step."""
     world_size = schedule.phases[0].topology.world_size
     model = make_model().double().to(memory_format=torch.contiguous_format)
-    batches = [_batches(rank, world_size, num_steps) for rank in range(world_size)]
+    batches = [batches_of(rank, world_size, num_steps) for rank in range(world_size)]
     states: list[dict[str, Any]] = [{} for _ in range(world_size)]
     x = np.stack([nn.utils.parameters_to_vector(model.parameters()).detach().numpy()] * world_size)
     after = []
@@ -57,7 +57,7 @@ def simulate(
     return after
 
 
-def _batches(rank: int, world_size: int, num_steps: int) -> list[tuple[Tensor, Tensor]]:
+def batches_of(rank: int, world_size: int, num_steps: int) -> list[tuple[Tensor, Tensor]]:
     loader = make_loader(Runtime(rank, world_size, rank, world_size, torch.device("cpu"), 1))
     taken = zip(range(num_steps), loader.batches(epoch=0), strict=False)
     return [(deepcopy(batch.images).double(), deepcopy(batch.targets)) for _, batch in taken]

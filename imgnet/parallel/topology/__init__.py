@@ -9,21 +9,25 @@ from imgnet.parallel.topology.analysis import (
     rounds_to_consensus,
     spectral_gap,
 )
+from imgnet.parallel.topology.period import Topology
 from imgnet.parallel.topology.registry import FAMILIES, build_topology, option_names
 from imgnet.parallel.topology.rounds import (
+    Arrows,
+    DirectedRound,
     Group,
     GroupRound,
     NeighbourRound,
     Neighbours,
     Part,
     Round,
-    Topology,
     mixing_matrix,
 )
 from imgnet.parallel.topology.schedule import Phase, Schedule
 
 __all__ = [
     "FAMILIES",
+    "Arrows",
+    "DirectedRound",
     "Group",
     "GroupRound",
     "NeighbourRound",

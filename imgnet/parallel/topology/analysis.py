@@ -2,7 +2,9 @@
 
 All functions take the rounds of one period and the number of workers. The deviation from the mean after rounds W_1 ..
 W_T is the product of ``W_t - J`` with ``J = 1/n`` everywhere, because every W_t keeps the mean; it is computed in
-this form, which stays accurate where the deviation is far below the rounding error of J itself.
+this form, which stays accurate where the deviation is far below the rounding error of J itself. The product is applied
+to ``I - J``. Where matrices are only column-stochastic it says what a zero-sum deviation becomes; it is zero where all
+workers' values are in the proportions that push-sum divides out.
 """
 
 from collections.abc import Sequence
@@ -84,17 +86,18 @@ def _size(matrix: Matrix) -> float:
 
 
 def components(rounds: Sequence[Round], world_size: int) -> list[list[int]]:
-    """Ranks that hear of one another over a period, directly or through others: the parts of the union graph."""
-    part = list(range(world_size))
-    for one, other in (edge for round_ in rounds for edge in edges_of(round_)):
-        if part[one] != part[other]:
-            kept, lost = sorted((part[one], part[other]))
-            part = [kept if label == lost else label for label in part]
-    return [[rank for rank in range(world_size) if part[rank] == label] for label in sorted(set(part))]
+    """Ranks that hear of one another over a period, directly or through others, in both directions."""
+    hears = np.eye(world_size, dtype=bool)
+    for sender, receiver in (edge for round_ in rounds for edge in edges_of(round_)):
+        hears[receiver, sender] = True
+    for _ in range(max(world_size - 1, 1).bit_length()):
+        hears = (hears.astype(np.float32) @ hears.astype(np.float32)) > 0
+    firsts = (hears & hears.T).argmax(axis=1)
+    return [np.flatnonzero(firsts == first).tolist() for first in np.unique(firsts)]
 
 
 def is_connected(rounds: Sequence[Round], world_size: int) -> bool:
-    """Whether the union of all rounds connects every worker with every other one."""
+    """Whether over a period every worker hears of every other one."""
     return len(components(rounds, world_size)) == 1
 
 
@@ -120,8 +123,8 @@ def bytes_per_step(
     A group of k is averaged by a ring all-reduce in the order of ranks: each member sends ``2 * (k - 1) / k`` copies
     of the parameters to the next one, the last to the first; for a pair that is one copy. With
     ``groups_exchange_directly``, as in bf16, it sends as much, but the same share to each other member. In a neighbour
-    round each worker sends one copy to each of its peers. What a worker receives is the same on the whole, not for
-    each worker.
+    or directed round each worker sends one copy to each of its peers or receivers. What a worker receives is the same
+    on the whole, not for each worker.
     """
     traffic = np.zeros((2, world_size))
     for round_ in rounds:

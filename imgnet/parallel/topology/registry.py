@@ -2,23 +2,39 @@
 
 from difflib import get_close_matches
 from inspect import Parameter, signature
+from typing import get_args
 
-from imgnet.parallel.topology import families
-from imgnet.parallel.topology.custom import custom
-from imgnet.parallel.topology.families import Family, Layout
-from imgnet.parallel.topology.rounds import Round, Topology, check_division, idle_round
+from imgnet.parallel.topology.families.base_graph import base_graph
+from imgnet.parallel.topology.families.complete import complete
+from imgnet.parallel.topology.families.custom import custom
+from imgnet.parallel.topology.families.drawn import random
+from imgnet.parallel.topology.families.equi import directed_equi_dyn, directed_equi_static, equi_dyn, equi_static
+from imgnet.parallel.topology.families.exp import directed_exp, exp
+from imgnet.parallel.topology.families.lattice import grid, star, torus
+from imgnet.parallel.topology.families.layout import Family, Layout, refuse_below
+from imgnet.parallel.topology.families.nodes import alternating_exp_ring, hierarchical
+from imgnet.parallel.topology.families.ring import directed_ring, ring, static_ring
+from imgnet.parallel.topology.period import Topology, check_division
+from imgnet.parallel.topology.rounds import Round, idle_round
 
 FAMILIES: dict[str, Family] = {
-    "complete": families.complete,
-    "ring": families.ring,
-    "static-ring": families.static_ring,
-    "exp": families.exp,
-    "alternating-exp-ring": families.alternating_exp_ring,
-    "hierarchical": families.hierarchical,
-    "random": families.random,
-    "star": families.star,
-    "grid": families.grid,
-    "torus": families.torus,
+    "complete": complete,
+    "ring": ring,
+    "static-ring": static_ring,
+    "exp": exp,
+    "base-graph": base_graph,
+    "alternating-exp-ring": alternating_exp_ring,
+    "hierarchical": hierarchical,
+    "random": random,
+    "equi-static": equi_static,
+    "equi-dyn": equi_dyn,
+    "star": star,
+    "grid": grid,
+    "torus": torus,
+    "directed-ring": directed_ring,
+    "directed-exp": directed_exp,
+    "directed-equi-static": directed_equi_static,
+    "directed-equi-dyn": directed_equi_dyn,
     "custom": custom,
 }
 
@@ -40,10 +56,9 @@ def build_topology(
     """
     family = _family(name)
     given = {key: value for key, value in options.items() if value is not None}
-    _check_options(name, given)
+    _check_options(name, given | {"every": every or 1})
     check_division(world_size, workers_per_node)
-    if every is not None and every < 1:
-        raise ValueError(f"topology={name} has every={every}; it must be 1 or more")
+    refuse_below(1, name, every=every)
     if world_size == 1:
         return Topology(name, 1, 1, (idle_round(1),))
     rounds = family(Layout(world_size, workers_per_node), **given)
@@ -52,8 +67,14 @@ def build_topology(
 
 def option_names(name: str) -> list[str]:
     """Options that ``build_topology`` takes for a topology, beside its name and the workers."""
+    return list(_option_types(name))
+
+
+def _option_types(name: str) -> dict[str, type]:
+    """The type of each option, without the None that stands for its absence."""
     parameters = signature(_family(name)).parameters.values()
-    return [*(parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY), "every"]
+    options = {each.name: each.annotation for each in parameters if each.kind is Parameter.KEYWORD_ONLY}
+    return {option: next(iter(get_args(kind)), kind) for option, kind in options.items()} | {"every": int}
 
 
 def _family(name: str) -> Family:
@@ -65,10 +86,15 @@ def _family(name: str) -> Family:
 
 
 def _check_options(name: str, options: dict[str, object]) -> None:
-    known = option_names(name)
-    unknown = sorted(set(options) - set(known))
+    types = _option_types(name)
+    unknown = sorted(set(options) - set(types))
     if unknown:
-        raise ValueError(f"topology={name} has no option {unknown[0]}; it has {', '.join(known)}")
+        raise ValueError(f"topology={name} has no option {unknown[0]}; it has {', '.join(types)}")
+    for option, value in options.items():
+        wanted = types[option]
+        if wanted in (int, float) and (isinstance(value, bool) or not isinstance(value, int | wanted)):
+            what = "a whole number" if wanted is int else "a number"
+            raise ValueError(f"topology={name} has {option}={value}; it must be {what}")
 
 
 def _spaced(rounds: tuple[Round, ...], every: int, world_size: int) -> tuple[Round, ...]:

@@ -1,7 +1,9 @@
 """Rounds of averaging as pure data, and what each worker does in them.
 
-A round is a doubly stochastic matrix W: after it worker i holds ``sum_j W[i, j] * x_j``. It is written either as
-disjoint groups (one collective each) or as weighted neighbour lists. Nothing here knows of processes or tensors.
+A round is a matrix W: after it worker i holds ``sum_j W[i, j] * x_j``. It is written as disjoint groups (one collective
+each), as weighted neighbour lists, or as weighted lists of receivers. The first two are symmetric and doubly
+stochastic: the mean stays, and so do workers that are equal. A directed one is column-stochastic: the mean stays, but
+what a worker takes need not add up to 1, for which push-sum corrects. Nothing here knows of processes or tensors.
 """
 
 from collections.abc import Iterable, Iterator
@@ -81,125 +83,55 @@ class NeighbourRound:
         return Neighbours(peers) if peers else None
 
 
-Round: TypeAlias = GroupRound | NeighbourRound
-Part: TypeAlias = Group | Neighbours | None
+@dataclass(frozen=True)
+class Arrows:
+    """One worker's part in a directed round: ``x <- self_weight * x + sum(weight * x_sender)``."""
+
+    receivers: tuple[tuple[int, float], ...]
+    """(rank, weight) of each worker that this one sends its ``x`` to, ascending by rank."""
+    senders: tuple[tuple[int, float], ...]
+    """(rank, weight) of each worker whose ``x`` this one gets, ascending by rank."""
+
+    @property
+    def self_weight(self) -> float:
+        """What the worker keeps of its own, in (0, 1]: what it does not give away."""
+        return 1.0 - sum(weight for _, weight in self.receivers)
 
 
 @dataclass(frozen=True)
-class Topology:
-    """Rounds of averaging, one after each optimizer step, repeated for ever. Ranks of a node are contiguous."""
+class DirectedRound:
+    """For each rank its (receiver, weight) list, ascending by receiver; nobody gives all of its own away.
 
-    name: str
-    world_size: int
-    workers_per_node: int
-    rounds: tuple[Round, ...]
+    The matrix is column-stochastic; where each worker gives as much as it takes it is doubly stochastic as well.
+    """
 
-    def __post_init__(self) -> None:
-        check_division(self.world_size, self.workers_per_node)
-        if not self.rounds:
-            raise ValueError(f"topology={self.name} has no rounds; it needs 1 or more")
-        for number, round_ in enumerate(self.rounds):
-            try:
-                check_round(round_, self.world_size)
-            except ValueError as error:
-                raise ValueError(f"topology={self.name}, round {number}: {error}") from None
+    receivers: tuple[tuple[tuple[int, float], ...], ...]
 
     @property
-    def num_nodes(self) -> int:
-        """Number of nodes, ``world_size / workers_per_node``."""
-        return self.world_size // self.workers_per_node
+    def is_idle(self) -> bool:
+        """Whether nobody communicates."""
+        return not any(self.receivers)
 
-    def round_at(self, step: int) -> Round:
-        """The round of step 0, 1, 2, ..."""
-        return self.rounds[step % len(self.rounds)]
-
-    def plan(self, rank: int) -> tuple[Part, ...]:
-        """What ``rank`` does in each round of a period. All the same for a given topology, whatever the machine."""
-        return tuple(round_.part(rank) for round_ in self.rounds)
-
-    def communicators(self) -> tuple[tuple[int, ...], ...]:
-        """Distinct groups of two or more ranks, in the order of first use: the process groups that all ranks create."""
-        groups = (group.ranks for round_ in self.rounds if isinstance(round_, GroupRound) for group in round_.groups)
-        return tuple(dict.fromkeys(ranks for ranks in groups if len(ranks) > 1))
-
-
-def check_division(world_size: int, workers_per_node: int) -> None:
-    """Raise ValueError where ``world_size`` workers do not make full nodes."""
-    for name, value in (("world_size", world_size), ("workers_per_node", workers_per_node)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be 1 or more")
-    if world_size % workers_per_node:
-        raise ValueError(f"world_size={world_size} is not divisible by workers_per_node={workers_per_node}")
-
-
-def check_round(round_: Round, world_size: int) -> None:
-    """Raise ValueError where ``round_`` is not a valid round of ``world_size`` workers."""
-    if isinstance(round_, GroupRound):
-        _check_groups(round_.groups, world_size)
-    else:
-        _check_neighbours(round_.neighbours, world_size)
-
-
-def check_rank(rank: int, world_size: int) -> None:
-    """Raise ValueError where there is no such worker."""
-    if not 0 <= rank < world_size:
-        known = "rank is 0" if world_size == 1 else f"ranks are 0 to {world_size - 1}"
-        raise ValueError(f"rank {rank} does not exist; with {world_size} workers the {known}")
-
-
-def _check_groups(groups: Iterable[Group], world_size: int) -> None:
-    seen: set[int] = set()
-    for group in groups:
-        for rank in group.ranks:
-            check_rank(rank, world_size)
-            if rank in seen:
-                raise ValueError(f"rank {rank} is listed twice; each rank may be in one group of a round")
-            seen.add(rank)
-        _check_group(group)
-    if len(seen) < world_size:
-        missing = sorted(set(range(world_size)) - seen)
-        raise ValueError(f"ranks {missing} are in no group; put each in a group of its own")
-
-
-def _check_group(group: Group) -> None:
-    if not group.ranks:
-        raise ValueError("a group has no ranks; it needs 1 or more")
-    if list(group.ranks) != sorted(group.ranks):
-        raise ValueError(f"ranks {list(group.ranks)} are not in ascending order")
-    if len(group.ranks) == 1 and group.weight != 1.0:
-        raise ValueError(f"rank {group.ranks[0]} is alone in its group with weight={group.weight}; there it must be 1")
-    if len(group.ranks) > 1 and not 0.0 < group.weight < 1.0:
-        raise ValueError(f"ranks {list(group.ranks)} have weight={group.weight}; it must be above 0 and below 1")
-
-
-def _check_neighbours(neighbours: tuple[tuple[tuple[int, float], ...], ...], world_size: int) -> None:
-    if len(neighbours) != world_size:
-        raise ValueError(f"{len(neighbours)} neighbour lists for {world_size} workers; there must be one for each")
-    weights = [dict(peers) for peers in neighbours]
-    for rank, peers in enumerate(neighbours):
-        if [peer for peer, _ in peers] != sorted(weights[rank]):
-            raise ValueError(f"rank {rank} has peers {[p for p, _ in peers]}; each may be there once, ascending")
-        given = sum(weights[rank].values())
-        if given > 1.0 + TOLERANCE:
-            raise ValueError(f"the weights of rank {rank} add up to {given:g}; they may add up to 1")
-        for peer, weight in peers:
-            check_rank(peer, world_size)
-            _check_edge(rank, peer, weight, weights[peer].get(rank))
-
-
-def _check_edge(rank: int, peer: int, weight: float, back: float | None) -> None:
-    if peer == rank:
-        raise ValueError(f"rank {rank} is its own peer; what a rank keeps is 1 less its weights, and is not listed")
-    if not 0.0 < weight <= 1.0:
-        raise ValueError(f"ranks {rank} and {peer} have weight={weight}; it must be above 0 and at most 1")
-    if weight != back:
-        raise ValueError(
-            f"rank {rank} takes {weight} of rank {peer}, which takes {back or 0} of it; both must be the same"
+    def part(self, rank: int) -> Arrows | None:
+        """What ``rank`` does in this round; None: nothing."""
+        senders = tuple(
+            (sender, weight)
+            for sender, receivers in enumerate(self.receivers)
+            for receiver, weight in receivers
+            if receiver == rank
         )
+        return Arrows(self.receivers[rank], senders) if self.receivers[rank] or senders else None
+
+
+Round: TypeAlias = GroupRound | NeighbourRound | DirectedRound
+Part: TypeAlias = Group | Neighbours | Arrows | None
 
 
 def mixing_matrix(round_: Round, world_size: int) -> Matrix:
-    """The doubly stochastic, symmetric matrix of a round; float64 of shape (world_size, world_size)."""
+    """The matrix of a round, float64 of shape (world_size, world_size): row i is what worker i takes of each.
+
+    Doubly stochastic and symmetric for groups and neighbours, column-stochastic for a directed round.
+    """
     matrix = np.zeros((world_size, world_size))
     if isinstance(round_, GroupRound):
         for group in round_.groups:
@@ -208,11 +140,16 @@ def mixing_matrix(round_: Round, world_size: int) -> Matrix:
             matrix[np.ix_(members, members)] = others
             matrix[members, members] = group.weight
         return matrix
-    for rank, peers in enumerate(round_.neighbours):
+    for rank, peers in enumerate(lists_of(round_)):
         for peer, weight in peers:
             matrix[rank, peer] = weight
-        matrix[rank, rank] = Neighbours(peers).self_weight
-    return matrix
+        matrix[rank, rank] = 1.0 - sum(weight for _, weight in peers)
+    return matrix.T if isinstance(round_, DirectedRound) else matrix
+
+
+def lists_of(round_: NeighbourRound | DirectedRound) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """For each rank the workers that it sends to, with the weights that its values have there."""
+    return round_.neighbours if isinstance(round_, NeighbourRound) else round_.receivers
 
 
 def uniform(ranks: Iterable[int], self_weight: float | None = None) -> Group:
@@ -223,9 +160,16 @@ def uniform(ranks: Iterable[int], self_weight: float | None = None) -> Group:
     return Group(members, self_weight)
 
 
+def group_round(groups: Iterable[Group], world_size: int) -> GroupRound:
+    """A round of ``groups`` in which all ranks that are in none of them rest."""
+    given = tuple(groups)
+    named = {rank for group in given for rank in group.ranks}
+    return GroupRound((*given, *(uniform([rank]) for rank in range(world_size) if rank not in named)))
+
+
 def idle_round(world_size: int) -> GroupRound:
     """A round without communication."""
-    return GroupRound(tuple(uniform([rank]) for rank in range(world_size)))
+    return group_round((), world_size)
 
 
 def neighbour_round(edges: Iterable[tuple[int, int, float]], world_size: int) -> NeighbourRound:
@@ -237,10 +181,18 @@ def neighbour_round(edges: Iterable[tuple[int, int, float]], world_size: int) ->
     return NeighbourRound(tuple(tuple(sorted(peers)) for peers in neighbours))
 
 
+def directed_round(arrows: Iterable[tuple[int, int, float]], world_size: int) -> DirectedRound:
+    """A round from arrows (sender, receiver, weight of the sender's own that the receiver adds), each pair once."""
+    receivers: list[list[tuple[int, float]]] = [[] for _ in range(world_size)]
+    for sender, receiver, weight in arrows:
+        receivers[sender].append((receiver, weight))
+    return DirectedRound(tuple(tuple(sorted(given)) for given in receivers))
+
+
 def edges_of(round_: Round) -> Iterator[tuple[int, int]]:
-    """Pairs (rank, peer) that exchange parameters in a round, in both directions."""
-    if isinstance(round_, NeighbourRound):
-        yield from ((rank, peer) for rank, peers in enumerate(round_.neighbours) for peer, _ in peers)
+    """Pairs (sender, receiver) of a round; where two exchange parameters, both (i, j) and (j, i)."""
+    if not isinstance(round_, GroupRound):
+        yield from ((rank, peer) for rank, peers in enumerate(lists_of(round_)) for peer, _ in peers)
         return
     for group in round_.groups:
         yield from ((rank, peer) for rank in group.ranks for peer in group.ranks if rank != peer)

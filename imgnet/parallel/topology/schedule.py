@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from imgnet.parallel.topology.rounds import Round, Topology
+from imgnet.parallel.topology.period import Topology
+from imgnet.parallel.topology.rounds import Round
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Schedule:
         """The round of step 0, 1, 2, ..."""
         phase = self.phase_at(step)
         return phase.topology.round_at(step - phase.first_step)
+
+    @property
+    def directed(self) -> Topology | None:
+        """The first topology that is directed."""
+        return next((phase.topology for phase in self.phases if phase.topology.is_directed), None)
 
     def communicators(self) -> tuple[tuple[int, ...], ...]:
         """Distinct groups of two or more ranks in all phases, in the order of first use."""
