@@ -88,7 +88,7 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
     (["hydra/laucher=basic"], ["there is no group 'hydra/laucher'; did you mean 'hydra/launcher'?"]),
     (
         ["+experiments=zzzzz"],
-        ["there is no such experiment; known: digits_topologies/study, paper, quickstart"],
+        ["there is no such experiment; known: digits_topologies/study, imagenet_resnet50/study, paper, quickstart"],
     ),
     (
         ["+experiments=quickstrt"],
