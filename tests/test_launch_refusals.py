@@ -40,6 +40,13 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
         ],
     ),
     (
+        [QUICK, "cluster=simulated", "topology=allreduce", "topology.compression=bf16"],
+        [
+            "topology.compression=bf16 is done by DistributedDataParallel, and simulated workers send no gradients; "
+            "leave it out with cluster=simulated"
+        ],
+    ),
+    (
         [QUICK, "cluster=simulated", "precision=fp16", "topology.engine=decent_dp"],
         [
             "precision=fp16: simulated workers take turns, and cannot agree on a loss scale; use bf16 or fp32",
