@@ -11,8 +11,8 @@ from imgnet.checkpoint import checks as checkpoint
 from imgnet.config import Compression, ConfigError, Mode, Precision, RunConfig, SimulatedConfig, SlurmConfig
 from imgnet.config.ranges import wrong_values
 from imgnet.data import checks as data
-from imgnet.launch import batch
 from imgnet.launch.layout import Layout, layout_of
+from imgnet.launch.slurm import batch
 from imgnet.models import checks as models
 from imgnet.optim import checks as optim
 from imgnet.parallel import checks as parallel
