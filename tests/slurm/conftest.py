@@ -60,7 +60,7 @@ class User:
 
     def imgnet(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", IMGNET, *arguments], timeout=60, check=False, **self._how({"COLUMNS": "200"})
+            [sys.executable, "-c", IMGNET, *arguments], timeout=LIMIT_S, check=False, **self._how({"COLUMNS": "200"})
         )
 
     def start_imgnet(self, *arguments: str) -> subprocess.Popen[str]:
