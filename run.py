@@ -3,13 +3,17 @@
 The route to the training loop: ``main`` -> ``imgnet.launch.launch`` -> ``imgnet.train.run`` on every worker.
 """
 
-import hydra
-from omegaconf import DictConfig
+from imgnet.runtime import remember_notice
 
-from imgnet.config import register_schemas
-from imgnet.launch import launch
-from imgnet.launch.commandline import first_run_shown_to_hydra
-from imgnet.launch.refusal import one_line_errors
+remember_notice()  # before the other imports, which take a second
+
+import hydra  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from imgnet.config import register_schemas  # noqa: E402
+from imgnet.launch import launch  # noqa: E402
+from imgnet.launch.commandline import first_run_shown_to_hydra  # noqa: E402
+from imgnet.launch.refusal import one_line_errors  # noqa: E402
 
 register_schemas()
 

@@ -6,8 +6,10 @@ torch is imported inside functions, because a command that is refused should not
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 SLURM_RENDEZVOUS_PORTS = range(20000, 30000)
+RUN_DIR, CLAIM, STORE_FILE = "IMGNET_RUN_DIR", "IMGNET_CLAIM", "IMGNET_STORE_FILE"
+"""What the first process of a submitted job tells the job's tasks, each of which is a worker."""
+_notice = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,14 @@ def placement_from_environment(environment: Mapping[str, str] | None = None) -> 
     """The place that ``torchrun`` or ``srun`` gave to this process, or None where nobody did.
 
     ``srun`` counts only for a step of several tasks: in a batch script, or under ``srun -n1``, the command starts its
-    own workers as on any machine.
+    own workers as on any machine. A task of a job that this package submitted is a worker, also where it is the only
+    one.
 
     Raises:
         ValueError: ranks of a node are not contiguous, or nodes hold different numbers of workers.
     """
     env = os.environ if environment is None else environment
-    if "RANK" in env and "WORLD_SIZE" in env:
+    if "RANK" in env and "WORLD_SIZE" in env and not _is_task_of_ours(env):
         world_size = int(env["WORLD_SIZE"])
         return _checked(
             Placement(
@@ -93,20 +99,25 @@ def placement_from_environment(environment: Mapping[str, str] | None = None) -> 
                 local_world_size=int(env.get("LOCAL_WORLD_SIZE", world_size)),
             )
         )
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in env:
-        per_node = env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_STEP_NUM_TASKS"])
+    num_tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    if "SLURM_PROCID" in env and (num_tasks > 1 or _is_task_of_ours(env)):
+        per_node = env.get("SLURM_STEP_TASKS_PER_NODE", str(num_tasks))
         counts = set(re.sub(r"\(x\d+\)", "", per_node).split(","))
         if len(counts) > 1:
             raise ValueError(f"srun gives nodes different numbers of tasks ({per_node}); use --ntasks-per-node")
         return _checked(
             Placement(
                 rank=int(env["SLURM_PROCID"]),
-                world_size=int(env["SLURM_STEP_NUM_TASKS"]),
+                world_size=num_tasks,
                 local_rank=int(env["SLURM_LOCALID"]),
                 local_world_size=int(counts.pop()),
             )
         )
     return None
+
+
+def _is_task_of_ours(env: Mapping[str, str]) -> bool:
+    return RUN_DIR in env and "SLURM_PROCID" in env
 
 
 def _checked(placement: Placement) -> Placement:
@@ -143,23 +154,69 @@ def running_under_slurm() -> str | None:
 
 
 @dataclass(frozen=True)
-class SlurmTask:
-    """One node's part of a Slurm job, as Slurm states it."""
+class Submitted:
+    """What a task of a job that this package submitted is told by the job's first process."""
 
-    job_id: str
-    node: int
-    """Index of this node in the job, from 0."""
-    num_nodes: int
+    run_dir: Path
+    claim: int
+    """Number of the job's claim to the directory."""
+    store_file: Path | None
+    """Through which the workers find each other on a job's only node; None: at ``MASTER_ADDR`` and ``MASTER_PORT``."""
 
 
-def slurm_task() -> SlurmTask:
-    """Which part of its job this process is: a task of ``srun``, or the batch script (node 0).
+def submitted() -> Submitted | None:
+    """The run of which this process is a worker; None where this package did not submit the job around it."""
+    env = os.environ
+    if not _is_task_of_ours(env):
+        return None
+    return Submitted(Path(env[RUN_DIR]), int(env[CLAIM]), Path(env[STORE_FILE]) if STORE_FILE in env else None)
+
+
+def environment_of_tasks(run_dir: Path, claim: int, meeting: Path | tuple[str, int]) -> dict[str, str]:
+    """The environment for ``srun``, and so for every worker of the job around this process.
+
+    Args:
+        run_dir: of the run.
+        claim: number of the job's claim to it.
+        meeting: where the workers find each other: a file on the only node, or host and port.
+    """
+    where = {STORE_FILE: str(meeting)}
+    if not isinstance(meeting, Path):
+        where = {"MASTER_ADDR": meeting[0], "MASTER_PORT": str(meeting[1])}
+    return _without_foreign_jobs() | {RUN_DIR: str(run_dir), CLAIM: str(claim)} | where
+
+
+def _without_foreign_jobs() -> dict[str, str]:
+    """This process's environment without what the task of a job hands to commands that are typed in it."""
+    return {name: value for name, value in os.environ.items() if name not in (RUN_DIR, CLAIM, STORE_FILE)}
+
+
+def remember_notice() -> None:
+    """Let Slurm's notice ahead of a job's end (SIGUSR2) kill no process that cannot save yet, and be kept for later."""
+    signal.signal(signal.SIGUSR2, lambda _number, _frame: _notice.set())
+
+
+def notice_came() -> bool:
+    """Whether it came before there was somebody to act on it."""
+    return _notice.is_set()
+
+
+def slurm_job_id() -> str:
+    """The number of the job around this process.
 
     Raises:
-        KeyError: Slurm did not start this process.
+        KeyError: there is none.
     """
-    env = os.environ
-    return SlurmTask(env["SLURM_JOB_ID"], int(env.get("SLURM_NODEID", "0")), int(env["SLURM_JOB_NUM_NODES"]))
+    return os.environ["SLURM_JOB_ID"]
+
+
+def num_slurm_nodes() -> int:
+    """How many nodes the job around this process has.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return int(os.environ["SLURM_JOB_NUM_NODES"])
 
 
 @dataclass(frozen=True)
@@ -206,7 +263,8 @@ def environment_for_sbatch() -> dict[str, str]:
 
     ``SBATCH_*`` are a user's own defaults, and stay.
     """
-    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith("SLURM_")}
+    outside = _without_foreign_jobs().items()
+    return {name: value for name, value in outside if name == "SLURM_CONF" or not name.startswith("SLURM_")}
 
 
 def expand(path: str) -> Path:

@@ -147,6 +147,41 @@ def test_a_directory_whose_job_waits_is_its_own(tmp_path: Path, monkeypatch: pyt
         pass
 
 
+@pytest.mark.parametrize(("in_slurm", "grace_s", "saves"), [(True, 0.1, True), (False, 60.0, False)])
+def test_slurms_sigterm_has_a_worker_save_before_it_ends(
+    tmp_path: Path, in_slurm: bool, grace_s: float, saves: bool
+) -> None:
+    (tmp_path / "logs").mkdir()
+    pretend(tmp_path, Claim(1, host="n1", pid=1))
+    code = f"""
+import os, pathlib, signal, threading
+from imgnet.launch import worker
+worker.GRACE_S = {grace_s}
+stop = worker.watch_signals(pathlib.Path({str(tmp_path)!r}), 1, 1, in_slurm={in_slurm})
+os.kill(os.getpid(), signal.SIGTERM)
+stop.wait()
+os.write(1, b"saving")
+threading.Event().wait()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout == b"saving") == (128 + signal.SIGTERM, saves), done.stderr
+    assert rundir.read_exit_records(tmp_path)[1].error == "ended by SIGTERM"
+
+
+def test_a_notice_that_comes_too_early_is_kept(tmp_path: Path) -> None:
+    pretend(tmp_path, Claim(1, host="n1", pid=1))
+    code = f"""
+import os, pathlib, signal
+from imgnet.runtime import remember_notice
+remember_notice()
+os.kill(os.getpid(), signal.SIGUSR2)
+from imgnet.launch import worker
+print(worker.watch_signals(pathlib.Path({str(tmp_path)!r}), 1, 1, in_slurm=True).is_set())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_a_worker_whose_directory_was_taken_over_ends_without_a_trace(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     code = f"""
@@ -154,7 +189,7 @@ import pathlib, threading
 from imgnet.launch import owner, worker
 worker.BEAT_S = 0.05
 run_dir = pathlib.Path({str(tmp_path)!r})
-worker.watch_signals(run_dir, 0, 1, ends_run=True)
+worker.watch_signals(run_dir, 0, 1, in_slurm=False)
 print("ready", flush=True)
 threading.Event().wait()
 """

@@ -278,3 +278,11 @@ def test_a_failure_under_another_launcher_is_seen(tmp_path: Path, digits_root: P
     assert done.returncode == 1, done.stdout
     assert "the training loss is nan" in done.stderr
     assert read(only_run(tmp_path) / "run.json")["status"] == "failed"
+
+
+def test_the_published_launcher_runs_on_this_machine(tmp_path: Path, digits_root: Path) -> None:
+    small = ("max_steps=2", "cluster.cpu_workers_per_node=2")
+    done = run_py(*quick(digits_root, *small, "hydra/launcher=submitit_local"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = read(only_run(tmp_path) / "run.json")
+    assert (run["status"], run["world_size"]) == ("completed", 2)

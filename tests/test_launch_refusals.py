@@ -40,6 +40,13 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
         ],
     ),
     (
+        [QUICK, "cluster=simulated", "topology=allreduce", "topology.compression=bf16"],
+        [
+            "topology.compression=bf16 is done by DistributedDataParallel, and simulated workers send no gradients; "
+            "leave it out with cluster=simulated"
+        ],
+    ),
+    (
         [QUICK, "cluster=simulated", "precision=fp16", "topology.engine=decent_dp"],
         [
             "precision=fp16: simulated workers take turns, and cannot agree on a loss scale; use bf16 or fp32",
@@ -69,11 +76,19 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
         ["cluster=4xA40: hydra/launcher=basic submits nothing to Slurm; leave it out, or choose cluster=local"],
     ),
     ([QUICK, "epochs=0", "hydra/launcher=basic"], ["epochs=0 must be at least 1"]),
+    (
+        [QUICK, "hydra/launcher=submitit_slurm", "hydra.launcher.nodes=3"],
+        ["global_batch_size=64 is not divisible by 3 workers"],
+    ),
+    (
+        [QUICK, "hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"],
+        ["hydra.launcher.tasks_per_node=2: on this machine a run starts its own workers; leave it out"],
+    ),
     (["hydra/sweeper=nonsense"], ["hydra/sweeper=nonsense: there is no such hydra/sweeper; known: basic, imgnet"]),
     (["hydra/laucher=basic"], ["there is no group 'hydra/laucher'; did you mean 'hydra/launcher'?"]),
     (
         ["+experiments=zzzzz"],
-        ["there is no such experiment; known: digits_topologies/study, paper, quickstart"],
+        ["there is no such experiment; known: digits_topologies/study, imagenet_resnet50/study, paper, quickstart"],
     ),
     (
         ["+experiments=quickstrt"],

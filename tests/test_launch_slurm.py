@@ -38,7 +38,7 @@ def composed(*overrides: str) -> RunConfig:
 
 def queued(*choices: Sequence[str], folder: Path = Path("/runs")) -> list[QueuedRun]:
     return [
-        QueuedRun(number, composed(*overrides), list(overrides), folder / str(number))
+        QueuedRun(number, composed(*overrides), list(overrides), folder / str(number), sources=[])
         for number, overrides in enumerate(choices)
     ]
 
@@ -70,9 +70,9 @@ def test_script_asks_for_what_the_preset_says() -> None:
     options = {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")}
     assert {
         "--nodes=4",
-        "--ntasks-per-node=1",
+        "--ntasks-per-node=8",
         "--gres=gpu:T4:8",
-        "--cpus-per-task=32",
+        "--cpus-per-task=4",
         "--time=720",
         "--mem=100GB",
         "--partition=gpu",
@@ -183,17 +183,18 @@ def test_same_result_is_the_same_run() -> None:
 
 def test_snapshot_is_the_tracked_files_as_they_are(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
-    for name in ("pkg/__init__.py", "pkg/deep/mod.py", "conf/a.yaml", "gone.py", "secret.env"):
+    for name in ("pkg/__init__.py", "pkg/deep/mod.py", "conf/a.yaml", "gone.py", "secret.env", "run.py"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("old")
     subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
     subprocess.run(["git", "add", "pkg", "conf", "gone.py"], cwd=checkout, check=True)
     (checkout / "conf/a.yaml").write_text("edited")
     (checkout / "pkg/new.py").write_text("new")
+    (checkout / "conf/new.yaml").write_text("new")
     (checkout / "gone.py").unlink()
     take_snapshot(tmp_path / "code", checkout / "pkg")
     files = {str(path.relative_to(tmp_path / "code")) for path in (tmp_path / "code").rglob("*") if path.is_file()}
-    assert files == {"pkg/__init__.py", "pkg/deep/mod.py", "pkg/new.py", "conf/a.yaml"}
+    assert files == {"pkg/__init__.py", "pkg/deep/mod.py", "pkg/new.py", "conf/a.yaml", "conf/new.yaml", "run.py"}
     assert (tmp_path / "code/conf/a.yaml").read_text() == "edited"
 
 
@@ -203,6 +204,16 @@ def test_snapshot_without_git_is_the_package(tmp_path: Path) -> None:
     (tmp_path / "site/other.py").touch()
     take_snapshot(tmp_path / "code", tmp_path / "site/pkg")
     assert [path.name for path in (tmp_path / "code").rglob("*")] == ["pkg", "__init__.py"]
+
+
+def test_snapshot_without_git_is_what_a_run_is_made_of(tmp_path: Path) -> None:
+    for name in ("pkg/__init__.py", "conf/a.yaml", "data/image.jpg", "run.py"):
+        (tmp_path / "unpacked" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "unpacked" / name).touch()
+    (tmp_path / "unpacked/conf/link").symlink_to("../data")
+    take_snapshot(tmp_path / "code", tmp_path / "unpacked/pkg")
+    files = {str(path.relative_to(tmp_path / "code")) for path in (tmp_path / "code").rglob("*")}
+    assert files == {"pkg", "pkg/__init__.py", "conf", "conf/a.yaml", "conf/link", "run.py"}
 
 
 def test_snapshot_is_taken_again_when_a_file_has_changed(tmp_path: Path) -> None:

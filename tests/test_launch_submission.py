@@ -17,6 +17,7 @@ from imgnet import rundir
 from imgnet.cli import app
 from imgnet.config import RunConfig, as_yaml
 from imgnet.launch import job
+from imgnet.launch.causes import deaths_told_by_srun
 from imgnet.rundir import ExitRecord
 from tests.commands import ROOT, environment, run_py
 from tests.slurm.private import free_ports
@@ -174,7 +175,7 @@ def in_job(monkeypatch: pytest.MonkeyPatch, work: Path) -> Path:
 
 
 def _submitted(run_dir: Path) -> Path:
-    note = {"slurm_job_id": "7", "cluster": "here", "code": str(ROOT)}
+    note = {"slurm_job_id": "7", "cluster": "here", "code": str(ROOT), "run.py": []}
     rundir.write_atomically(run_dir / "submission.json", json.dumps(note))
     return run_dir
 
@@ -228,16 +229,39 @@ def test_job_that_slurm_ends_says_why(in_job: Path, bin_dir: Path) -> None:
 
 
 def test_two_nodes_meet_and_train(work: Path, digits_root: Path) -> None:
-    small = ("max_steps=2", "cluster.gpus_per_node=1", f"data.root={digits_root}", "topology=allreduce")
-    run_dir = _submitted(_prepared(work / "run", composed("cluster=8xA40", *small)))
-    meeting_point, nodes = f"127.0.0.1:{free_ports(1)[0]}", []
-    for number in range(2):
-        env = environment(SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="2", SLURM_NODEID=str(number))
-        command = [sys.executable, "-m", "imgnet.launch.node", str(run_dir), "1", meeting_point]
-        nodes.append(subprocess.Popen(command, cwd=work, env=env))
-    assert [node.wait(timeout=120) for node in nodes] == [0, 0]
+    overrides = ["cluster=8xA40", "max_steps=2", "cluster.gpus_per_node=1", f"data.root={digits_root}"]
+    run_dir = _submitted(_prepared(work / "run", composed(*overrides, "topology=allreduce")))
+    words = ["+experiments=quickstart", *overrides, "topology=ring"]  # as if conf/ had changed since
+    told = {"IMGNET_RUN_DIR": str(run_dir), "IMGNET_CLAIM": "1", "SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"}
+    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    tasks = []
+    for rank in range(2):
+        env = environment(SLURM_PROCID=str(rank), SLURM_LOCALID="0", SLURM_NODEID=str(rank), **told)
+        command = [sys.executable, str(ROOT / "run.py"), *words]
+        tasks.append(subprocess.Popen(command, cwd=work, env=env, stderr=subprocess.PIPE, text=True))
+    said = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
     assert rundir.read_json(run_dir / "run.json")["status"] == "completed"
     assert {record.how for record in rundir.read_exit_records(run_dir).values()} == {"completed"}
+    assert "topology.name=allreduce, as it was submitted; composed here it would be ring" in said[0]
+    assert said[1] == ""
+    assert {path.name for path in work.iterdir()} == {"run"}
+
+
+def test_what_srun_tells_names_who_died(in_job: Path) -> None:
+    lines = (
+        "srun: error: n2: task 5: Killed",
+        "srun: error: n1: tasks 0-2,4: Terminated",
+        "srun: error: n1: task 3: Segmentation fault (core dumped)",
+        "srun: error: n2: tasks 6-7: Exited with exit code 7",
+        "srun: error: Timed out waiting for job step to complete",
+    )
+    log = in_job / "logs/slurm.log"
+    log.write_text("srun: error: n1: task 0: Killed\n")  # in an earlier attempt
+    before = log.stat().st_size
+    with log.open("a") as file:
+        file.write("\n".join(lines) + "\n")
+    assert list(deaths_told_by_srun(in_job, before).items()) == [(5, -9), (3, -11), (6, 7), (7, 7)]
 
 
 def test_run_that_is_over_is_not_cancelled_while_its_job_is_wound_up(in_job: Path, bin_dir: Path) -> None:

@@ -161,6 +161,7 @@ def three_attempts(config: RunConfig, run_dir: Path) -> None:
 def quiet_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "150")  # seconds that a busy machine may need to start its process
 
 
 @pytest.mark.usefixtures("quiet_wandb")
@@ -246,6 +247,22 @@ def test_tensorboard_reads_each_row_once_over_two_requeues(config: RunConfig, ru
     (text, *_) = events.Tensors("configuration/text_summary")
     assert '"topology"' in text.tensor_proto.string_val[0].decode()
     assert events.Tensors("changes to the commit/text_summary")
+
+
+def test_a_service_that_fails_ends_no_run(
+    config: RunConfig, run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    config.tracking.tensorboard = True
+    with Tracker(config, worker(0), run_dir, steps_per_epoch=20) as tracker, monkeypatch.context() as patched:
+        patched.setattr("tensorboard.summary.writer.event_file_writer.EventFileWriter.add_event", fail)
+        tracker.end_epoch(ROW)
+        tracker.end_epoch(ROW | {"epoch": 2, "step": 40})
+    assert pd.read_csv(run_dir / "metrics.csv")["epoch"].tolist() == [1, 2]
+    (said,) = [record.message for record in caplog.records if "takes no more rows" in record.message]
+    assert said.startswith("TensorBoardEvents takes no more rows")
 
 
 @pytest.mark.usefixtures("quiet_wandb")

@@ -17,6 +17,7 @@ from imgnet.config import ConfigError
 from imgnet.launch.commandline import names_nothing, typed_overrides
 from imgnet.launch.composition import Composer
 from imgnet.launch.sweep import read_returns, refuse_what_others_cannot, run_sweep, typed_runs
+from imgnet.launch.watcher import queue_watched
 
 
 @dataclass
@@ -86,7 +87,9 @@ class ImgnetSweeper(BasicSweeper):
         assert self.hydra_context is not None
         assert self.config is not None
         composer = Composer(self.hydra_context.config_loader, self.config)
-        refuse_what_others_cannot(typed_runs(runs, composer), self.config.hydra.runtime.choices["hydra/launcher"])
-        returns = launcher.launch(runs, initial_job_idx=0)
+        hydra = self.config.hydra
+        refuse_what_others_cannot(typed_runs(runs, composer), hydra.runtime.choices["hydra/launcher"], hydra.launcher)
+        with queue_watched():
+            returns = launcher.launch(runs, initial_job_idx=0)
         read_returns(returns)
         return returns

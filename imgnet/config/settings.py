@@ -89,6 +89,11 @@ def of_the_training(config: RunConfig) -> dict[str, Any]:
     return _without(MAY_CHANGE_ON_THE_WAY, config)
 
 
+def every_setting(config: RunConfig) -> dict[str, Any]:
+    """All settings, by their keys; values as JSON holds them."""
+    return _without((), config)
+
+
 def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ, each with both. What one lacks, because its schema has no such key, is the default."""
     known = defaults()

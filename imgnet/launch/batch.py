@@ -32,6 +32,8 @@ class QueuedRun:
     config: RunConfig
     overrides: list[str]
     run_dir: Path
+    sources: list[str]
+    """Further words for ``run.py``, for which the overrides mean the same: ``--config-name``, ``hydra.searchpath``."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class JobArray:
     cluster: SlurmConfig
     runs: list[QueuedRun]
     code: Path
-    """The folder whose ``imgnet`` the job imports."""
+    """The folder whose ``run.py`` the job executes, and whose ``imgnet`` it imports."""
     working_dir: Path
     """What relative paths in the configuration refer to."""
 
@@ -65,7 +67,7 @@ def arrays_of(runs: Sequence[QueuedRun], code: Path, working_dir: Path) -> list[
 
 
 def batch_script(array: JobArray) -> str:
-    """The whole script. It hands over to :mod:`imgnet.launch.job`, which starts one task on each node with ``srun``."""
+    """The whole script. It hands over to :mod:`imgnet.launch.job`, which starts the workers with ``srun``."""
     executor = BatchExecutor(array.runs[0].run_dir.parent, _command(array))
     executor.update_parameters(**executor._convert_parameters(_resources(array)), **_placement(array))
     return executor.script()
@@ -95,8 +97,8 @@ def _resources(array: JobArray) -> dict[str, Any]:
     wanted = {
         "name": ",".join(sorted({run.config.name for run in array.runs})),
         "nodes": cluster.nodes,
-        "tasks_per_node": 1,
-        "cpus_per_task": cluster.cpus_per_gpu * cluster.gpus_per_node,
+        "tasks_per_node": cluster.gpus_per_node,
+        "cpus_per_task": cluster.cpus_per_gpu,
         "gres": gpus(cluster),
         "mem_gb": cluster.mem_gb,
         "timeout_min": cluster.timeout_min,
@@ -104,7 +106,7 @@ def _resources(array: JobArray) -> dict[str, Any]:
         "account": cluster.account,
         "constraint": cluster.constraint,
         "exclude": cluster.exclude,
-        # To the tasks of all nodes, which have their workers save and end; job.py then queues the job again. 0: never.
+        # To all workers, which save and end; job.py then queues the job again. 0: never.
         "signal_delay_s": 60 * cluster.notice_min if cluster.max_requeues else 0,
     }
     return {name: value for name, value in wanted.items() if value is not None}
@@ -135,8 +137,8 @@ def _setup(array: JobArray) -> list[str]:
 
 
 def _command(array: JobArray) -> str:
-    job, node = _python("imgnet.launch.job"), _python("imgnet.launch.node")
-    return f'exec {job} "$run" \\\n  {shlex.join(_srun(array.cluster))} \\\n  {node} "$run"'
+    python, run_py = f"{shlex.quote(sys.executable)} -P", shlex.quote(str(array.code / "run.py"))
+    return f'exec {python} -m imgnet.launch.job "$run" \\\n  {shlex.join(_srun(array.cluster))} \\\n  {python} {run_py}'
 
 
 def gpus(cluster: SlurmConfig) -> str:
@@ -159,13 +161,15 @@ def _output(array: JobArray) -> str:
 
 
 def _srun(cluster: SlurmConfig) -> list[str]:
-    # Since Slurm 22.05 srun does not take the number of cores over from sbatch.
-    cores = cluster.cpus_per_gpu * cluster.gpus_per_node
-    return ["srun", "--kill-on-bad-exit=1", "--ntasks-per-node=1", f"--cpus-per-task={cores}", *cluster.srun]
-
-
-def _python(module: str) -> str:
-    return f"{shlex.quote(sys.executable)} -P -m {module}"
+    return [
+        "srun",
+        "--kill-on-bad-exit=1",
+        "--wait=0",  # rank 0 may write for longer than a site lets the last task of a step live
+        "--distribution=block",  # ranks of a node are contiguous
+        "--cpu-bind=none",  # workers bind themselves, next to their GPUs
+        f"--cpus-per-task={cluster.cpus_per_gpu}",  # since Slurm 22.05 srun does not take it over from sbatch
+        *cluster.srun,
+    ]
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -9,7 +9,7 @@ from imgnet.config import ConfigError
 from imgnet.launch import slurm
 from imgnet.launch.observe import Observed, observe
 from imgnet.launch.submit import note_cancelled
-from imgnet.results.table import display_path
+from imgnet.results.names import display_path
 
 
 def cancel_runs(run_dirs: Sequence[Path]) -> None:

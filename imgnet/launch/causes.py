@@ -3,7 +3,7 @@
 import re
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,10 @@ READ_BYTES = 2**18
 NOISE = ("srun:", "slurmstepd")
 """First words of lines in the job's output that name no cause."""
 _LOST_NODE = re.compile(r"^srun: error: Node failure on (\S+)", re.MULTILINE)
+_ENDED_TASKS = re.compile(r"^srun: error: \S+: tasks? ([\d,-]+): (.+?)(?: \(core dumped\))?$", re.MULTILINE)
+_EXIT_CODE = re.compile(r"Exited with exit code (\d+)")
+_SIGNALS = {signal.strsignal(number): -number for number in signal.valid_signals()} | {"Out Of Memory": -signal.SIGKILL}
+"""Slurm's words for the signal that ended a task."""
 _ENDED_JOB = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+))?")
 _FOLLOWS = re.compile(r"connection|peer|broken pipe|NCCL|DistNetworkError|DistStoreError|timed out", re.IGNORECASE)
 """In the error of a worker that lost touch with another one."""
@@ -56,6 +60,27 @@ def note_deaths(run_dir: Path, exit_codes: Mapping[int, int]) -> None:
         write_exit_record(run_dir, ExitRecord(rank, "killed", time.time(), how))
 
 
+def deaths_told_by_srun(run_dir: Path, log_from: int) -> dict[int, int]:
+    """How tasks ended, by rank in the order of their ends, as :func:`note_deaths` takes it.
+
+    SIGTERM is none of theirs: ``srun`` sends it to all others when one has failed.
+    """
+    found: dict[int, int] = {}
+    for ranks, words in _ENDED_TASKS.findall(_said(run_dir, log_from)):
+        exited = _EXIT_CODE.match(words)
+        code = int(exited[1]) if exited else _SIGNALS.get(words)
+        if code is not None and code != -signal.SIGTERM:
+            found |= dict.fromkeys(_numbers(ranks), code)
+    return found
+
+
+def _numbers(ranges: str) -> Iterator[int]:
+    """0, 1, 2, 5 for ``0-2,5``."""
+    for span in ranges.split(","):
+        first, _, last = span.partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
 def root_cause(run_dir: Path, world_size: int) -> RunFailed:
     """Which worker failed first, and why. One only: the others lost touch with it, and failed for that.
 
@@ -81,6 +106,15 @@ def root_cause(run_dir: Path, world_size: int) -> RunFailed:
         first = min(raised, key=lambda record: record.time)
         return RunFailed(f"rank {first.rank} failed: {first.error}", f"{first.traceback}{logs}")
     return RunFailed(_ended_by_signal(records), logs)
+
+
+def cause_known_to(run_dir: Path, error: BaseException, world_size: int) -> RunFailed:
+    """The same as far as one worker can tell, that has left its own word and whose peers are about to leave theirs."""
+    end = time.monotonic() + SEEN_LATE_S
+    lost_touch = _FOLLOWS.search(str(error))
+    while lost_touch and len(read_exit_records(run_dir)) < world_size - 1 and time.monotonic() < end:
+        time.sleep(0.1)
+    return root_cause(run_dir, world_size)
 
 
 def _first(killed: Sequence[ExitRecord], raised: Sequence[ExitRecord]) -> ExitRecord | None:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from imgnet import published
 from imgnet.checkpoint import checks as checkpoint
-from imgnet.config import ConfigError, Mode, Precision, RunConfig, SimulatedConfig, SlurmConfig
+from imgnet.config import Compression, ConfigError, Mode, Precision, RunConfig, SimulatedConfig, SlurmConfig
 from imgnet.config.ranges import wrong_values
 from imgnet.data import checks as data
 from imgnet.launch import batch
@@ -28,12 +28,13 @@ LONGEST_NAME = 200
 """Bytes: it is a part of a folder's name, which may have 255."""
 
 
-def check(config: RunConfig, placement: Placement | None = None) -> Layout:
+def check(config: RunConfig, placement: Placement | None = None, elsewhere: Layout | None = None) -> Layout:
     """Accept a run, or refuse it with every problem at once.
 
     Args:
         config: the run.
         placement: where torchrun or srun put this process; None where the run starts its own workers.
+        elsewhere: where another launcher of Hydra's will put the workers; None where ``config.cluster`` says it.
 
     Raises:
         ConfigError: one line for each problem.
@@ -44,7 +45,7 @@ def check(config: RunConfig, placement: Placement | None = None) -> Layout:
     layout = None
     if "cluster" not in unsound:
         try:
-            layout = layout_of(config.cluster, placement)
+            layout = elsewhere or layout_of(config.cluster, placement)
         except ConfigError as error:
             problems += error.problems
     for reads, find in _checks(config, layout, on_this_machine=placement is not None):
@@ -102,6 +103,12 @@ def _simulated_problems(config: RunConfig) -> Iterator[str]:
     """What workers that take turns cannot do."""
     if config.precision is Precision.fp16:
         yield "precision=fp16: simulated workers take turns, and cannot agree on a loss scale; use bf16 or fp32"
+    compression = getattr(config.topology, "compression", Compression.none)
+    if compression is not Compression.none:
+        yield (
+            f"topology.compression={compression.value} is done by DistributedDataParallel, and simulated workers send "
+            "no gradients; leave it out with cluster=simulated"
+        )
     if config.compile:
         yield "compile=true would compile the model of each simulated worker; leave it out with cluster=simulated"
 

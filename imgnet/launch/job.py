@@ -1,32 +1,46 @@
-"""The first process of a Slurm job: ``python -m imgnet.launch.job RUN_DIR srun ... RUN_DIR``, last line of the script.
+"""The first process of a Slurm job: ``python -m imgnet.launch.job RUN_DIR srun ... run.py``, last line of its script.
 
-It starts one task on each node, waits for them, and writes into ``run.json`` how the run ended, whatever happened to
-the workers. A signal that Slurm sends ahead of a time limit or a preemption would be passed on from here, and the job
-queued again. A job that has no business in the directory leaves it as it is.
+It starts one task for each worker, which executes ``run.py`` with what was typed for the run, waits for them, and
+writes into ``run.json`` how the run ended, whatever happened to the workers. When they have saved, after a notice ahead
+of a time limit or a preemption, it has the job queued again. A job that has no business in the directory leaves it.
 """
 
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from imgnet import rundir
 from imgnet.config import SlurmConfig, read
 from imgnet.launch import owner, slurm
-from imgnet.launch.causes import Ending, RunFailed, last_words, root_cause, slurms_ending, was_requeued
+from imgnet.launch.causes import (
+    Ending,
+    RunFailed,
+    deaths_told_by_srun,
+    last_words,
+    note_deaths,
+    root_cause,
+    slurms_ending,
+    was_requeued,
+)
 from imgnet.launch.layout import layout_of
 from imgnet.launch.owner import Claim, TakenError
 from imgnet.launch.slurm import JobState
 from imgnet.launch.snapshot import is_running_from
 from imgnet.rundir import read_json
-from imgnet.runtime import SlurmJob, slurm_hosts, slurm_job, slurm_task
+from imgnet.runtime import SlurmJob, environment_of_tasks, num_slurm_nodes, slurm_hosts, slurm_job, slurm_job_id
 
 NOTE_S = 60.0
 """How long a job waits until the command that submitted it has noted its number."""
+LOOK_S = 0.5
+"""Between two looks whether workers that are told to end have saved."""
 
 
 def main(run_dir: Path, command: list[str]) -> int:
@@ -34,7 +48,7 @@ def main(run_dir: Path, command: list[str]) -> int:
 
     Args:
         run_dir: where its configuration is, and where its end is written.
-        command: ``srun`` and the task of each node.
+        command: ``srun`` and ``run.py``, to which the words of the run are added.
 
     Returns:
         The exit status: 0 only where the run completed.
@@ -50,7 +64,7 @@ def main(run_dir: Path, command: list[str]) -> int:
         return 1
     try:
         with owner.held(run_dir, slurm_job()) as claim:
-            return _carry_out(run_dir, claim, submission, command, ended_by)
+            return _carry_out(run_dir, claim, submission, [*command, *submission["run.py"]], ended_by)
     except TakenError as taken:
         return _leave(str(taken))
 
@@ -76,14 +90,14 @@ def _leave(why: str) -> int:
 
 
 def _carry_out(run_dir: Path, claim: Claim, submission: dict[str, Any], command: list[str], ended_by: list[int]) -> int:
-    """Run the tasks of all nodes, and write how the run ended, unless the directory is somebody else's by then."""
+    """Run all workers, and write how the run ended, unless the directory is somebody else's by then."""
     code = Path(submission["code"])
     if not is_running_from(code):
         failure = RunFailed(f"{code} is gone, the code of this run; `imgnet resubmit` takes it as it is now")
         return _finish(run_dir, Ending("failed", failure))
     _begin(run_dir)
-    # Slurm sends SIGTERM to the tasks as well, and a second one would end them before they have saved.
-    status = 1 if ended_by else subprocess.run([*command, *_arguments(claim)], check=False).returncode
+    # Slurm sends SIGTERM to the tasks as well.
+    status = 1 if ended_by else _run_workers(run_dir, claim.number, command, ended_by)
     if not owner.is_still_held(run_dir, claim.number):
         return _leave("Slurm had given this attempt up, and another one works on it")
     said = read_json(run_dir / "run.json").get("status")
@@ -97,6 +111,18 @@ def _carry_out(run_dir: Path, claim: Claim, submission: dict[str, Any], command:
     else:
         _finish(run_dir, _why(run_dir, claim, status, state, ended=bool(ended_by)))
     return status or 1
+
+
+def _run_workers(run_dir: Path, claim: int, command: Sequence[str], ended_by: Sequence[int]) -> int:
+    """The exit status of ``srun`` when all workers have ended; 1 where Slurm ends the job and they have saved."""
+    print(f"+ {shlex.join(command)}", flush=True)
+    with _meeting_point() as meeting:
+        srun = subprocess.Popen(command, env=environment_of_tasks(run_dir, claim, meeting))
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return srun.wait(LOOK_S)
+            if ended_by and read_json(run_dir / "run.json").get("status") == "preempted":
+                return 1  # little time is left to say how the run ended
 
 
 def _finish(run_dir: Path, ending: Ending) -> int:
@@ -118,7 +144,7 @@ def _queue_again(run_dir: Path) -> int:
         sys.stderr.write(f"saved, but not queued again: cluster.max_requeues={config.cluster.max_requeues}\n")
         return 1
     rundir.write_run(run_dir, status="queued", requeues=requeues + 1)
-    done = subprocess.run(["scontrol", "requeue", slurm_task().job_id], capture_output=True, text=True, check=False)
+    done = subprocess.run(["scontrol", "requeue", slurm_job_id()], capture_output=True, text=True, check=False)
     if done.returncode:
         rundir.finish(run_dir, "preempted", f"saved, but Slurm would not queue it again: {done.stderr.strip()}")
     return 1
@@ -128,21 +154,20 @@ def _begin(run_dir: Path) -> None:
     submitted = read_json(run_dir / "run.json")
     rundir.reopen(run_dir)
     code = {key: submitted.get(key) for key in ("commit", "dirty")}  # HEAD may have moved on; the snapshot has not
-    rundir.write_run(run_dir, hosts=slurm_hosts(), slurm_job_id=slurm_task().job_id, **code)
+    rundir.write_run(run_dir, hosts=slurm_hosts(), slurm_job_id=slurm_job_id(), **code)
 
 
-def _arguments(claim: Claim) -> list[str]:
-    """What :mod:`imgnet.launch.node` is told beside the directory."""
-    return [str(claim.number), *_meeting_point()]
-
-
-def _meeting_point() -> list[str]:
-    """``host:port`` on this node, which is the job's first, where there are several; the port is free at present."""
-    if slurm_task().num_nodes == 1:
-        return []
+@contextmanager
+def _meeting_point() -> Iterator[Path | tuple[str, int]]:
+    """Where the workers find each other: a file on an only node, else a port of this first one, free at present."""
+    if num_slurm_nodes() == 1:
+        with tempfile.TemporaryDirectory(prefix="imgnet-") as folder:
+            yield Path(folder) / "store"
+        return
     with closing(socket.socket()) as probe:
         probe.bind(("", 0))
-        return [f"{socket.gethostname()}:{probe.getsockname()[1]}"]
+        port = probe.getsockname()[1]
+    yield socket.gethostname(), port
 
 
 def _what_slurm_says() -> JobState | None:
@@ -160,6 +185,9 @@ def _why(run_dir: Path, claim: Claim, status: int, state: JobState | None, *, en
     logs = f"logs: {run_dir / 'logs'}"
     if ended:
         return Ending("failed", RunFailed("SIGTERM ended the job's first process", logs))
+    began = bool(rundir.read_exit_records(run_dir))
+    deaths = deaths_told_by_srun(run_dir, claim.log_bytes)
+    note_deaths(run_dir, {rank: code for rank, code in deaths.items() if began or code < 0})
     if rundir.read_exit_records(run_dir):
         config = read(run_dir / ".hydra" / "config.yaml")
         return Ending("failed", root_cause(run_dir, layout_of(config.cluster, None).world_size))

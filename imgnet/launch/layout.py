@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from imgnet.config import Accelerator, ClusterConfig, ConfigError, LocalConfig, SimulatedConfig, SlurmConfig
-from imgnet.runtime import Placement, visible_gpus
+from imgnet.runtime import Placement, submitted, visible_gpus
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,12 @@ class Layout:
 def layout_of(cluster: ClusterConfig, placement: Placement | None) -> Layout:
     """Where the workers of ``cluster`` will be; ``placement`` is what torchrun or srun already decided, if they did.
 
+    A job that was submitted for ``cluster`` has its workers where the cluster says.
+
     Raises:
         ConfigError: the cluster asks for GPUs that this machine has not, or for no worker at all.
     """
-    if isinstance(cluster, SlurmConfig) and placement is None:
+    if isinstance(cluster, SlurmConfig) and (placement is None or submitted() is not None):
         return Layout(cluster.nodes, cluster.gpus_per_node, use_gpu=cluster.accelerator is not Accelerator.cpu)
     if isinstance(cluster, SimulatedConfig):
         return _simulated(cluster, placement)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
 
 from imgnet.config import RunConfig
 from imgnet.launch.causes import note_deaths, root_cause
@@ -25,7 +24,7 @@ AGENT_SIGNALS = (signal.SIGHUP, signal.SIGQUIT)
 
 
 def run_workers(config: RunConfig, run_dir: Path, layout: Layout, claim: int) -> None:
-    """Start the workers of a run on this machine and wait until all have ended.
+    """Start the workers of a run on this machine through torch's elastic agent, and wait until all have ended.
 
     Args:
         config: the run.
@@ -38,32 +37,6 @@ def run_workers(config: RunConfig, run_dir: Path, layout: Layout, claim: int) ->
         KeyboardInterrupt: Ctrl-C, or SIGTERM to this process; all workers have been ended.
     """
     prefer_loopback()
-    with tempfile.TemporaryDirectory(prefix="imgnet-") as folder:
-        meeting = {
-            "rdzv_endpoint": str(Path(folder) / "rendezvous"),
-            "rdzv_configs": {"store_type": "file"},
-            "local_addr": LOOPBACK,
-        }
-        run_agent(config, run_dir, layout, claim, meeting, Path(folder) / "store")
-
-
-def run_agent(
-    config: RunConfig, run_dir: Path, layout: Layout, claim: int, meeting: dict[str, Any], store_file: Path | None
-) -> None:
-    """Start this node's workers through torch's elastic agent and wait until those of all nodes have ended.
-
-    Args:
-        config: the run.
-        run_dir: its directory.
-        layout: the nodes, for each of which one process calls this.
-        claim: number of the claim to the directory under which the workers write.
-        meeting: where the agents find each other, in the words of torch's ``LaunchConfig``.
-        store_file: the file through which workers of one node find each other; None: at the agents' meeting point.
-
-    Raises:
-        RunFailed: a worker failed; all others of this node have been ended.
-        KeyboardInterrupt: Ctrl-C, or SIGTERM to this process; all workers of this node have been ended.
-    """
     share_threads(max(1, available_cores() // layout.workers_per_node))
     _start_importing()
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -72,20 +45,22 @@ def run_agent(
 
     from imgnet.launch.worker import work
 
-    with _stopping_in_order(), _quiet():
+    with _stopping_in_order(), _quiet(), tempfile.TemporaryDirectory(prefix="imgnet-") as folder:
         settings = LaunchConfig(
-            min_nodes=layout.num_nodes,
-            max_nodes=layout.num_nodes,
+            min_nodes=1,
+            max_nodes=1,
             nproc_per_node=layout.workers_per_node,
             run_id=run_dir.name,
             rdzv_backend="c10d",
+            rdzv_endpoint=str(Path(folder) / "rendezvous"),
+            rdzv_configs={"store_type": "file"},
+            local_addr=LOOPBACK,
             max_restarts=0,
             start_method="forkserver",  # torch is imported once, not once for each worker
             signals_to_handle=",".join(number.name for number in AGENT_SIGNALS),
-            **meeting,
         )
         try:
-            elastic_launch(settings, work)(config, run_dir, claim, store_file, layout.use_gpu, PACKAGE)
+            elastic_launch(settings, work)(config, run_dir, claim, Path(folder) / "store", layout.use_gpu, PACKAGE)
         except ChildFailedError as error:
             if is_still_held(run_dir, claim):
                 note_deaths(run_dir, {rank: failure.exitcode for rank, failure in error.failures.items()})
@@ -112,7 +87,7 @@ def _stopping_in_order() -> Iterator[None]:
 
     def stop(number: int, _frame: object) -> None:
         workers = multiprocessing.active_children()
-        # Slurm sends SIGTERM to a task directly and through srun; only a second Ctrl-C means that it is urgent.
+        # It may come twice, to the process and to its group; only a second Ctrl-C means that it is urgent.
         if (asked and number == signal.SIGINT) or not workers:
             raise SignalException(f"got {signal.Signals(number).name}", sigval=signal.SIGTERM)
         asked.append(number)

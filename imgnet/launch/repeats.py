@@ -16,7 +16,7 @@ from imgnet.config import Mode, RunConfig, SlurmConfig
 from imgnet.config.settings import NOT_IN_THE_RESULT, is_among, of_the_result
 from imgnet.launch.observe import Observed, observe
 from imgnet.launch.owner import who_works
-from imgnet.results.table import display_path
+from imgnet.results.names import display_path
 from imgnet.rundir import read_json
 
 STANDARD_FOLDER = Path("multirun_outputs")

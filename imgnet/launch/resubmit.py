@@ -13,7 +13,7 @@ from imgnet.launch.checks import check
 from imgnet.launch.observe import Observed, observe
 from imgnet.launch.snapshot import snapshot_of_now
 from imgnet.launch.submit import MEMORY, refuse_what_slurm_would, submit
-from imgnet.results.table import display_path
+from imgnet.results.names import display_path
 from imgnet.rundir import read_json
 
 
@@ -71,4 +71,5 @@ def _is_lacking(one: Observed) -> bool:
 
 def _queued_run(run_dir: Path, memory: dict[str, object]) -> QueuedRun:
     config = parse_saved(OmegaConf.create(memory["config"]))  # type: ignore[arg-type]
-    return QueuedRun(int(run_dir.name), config, list(memory["overrides"]), run_dir)  # type: ignore[call-overload]
+    overrides, sources = list(memory["overrides"]), list(memory.get("sources", []))  # type: ignore[call-overload]
+    return QueuedRun(int(run_dir.name), config, overrides, run_dir, sources)

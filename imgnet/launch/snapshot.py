@@ -8,14 +8,16 @@ from itertools import count
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
+BESIDE = ("run.py", "conf", "experiments", "hydra_plugins")
+"""What a run is made of beside the package."""
 COMPILED = "__pycache__"
 
 
 def take_snapshot(target: Path, package: Path = PACKAGE) -> None:
     """Copy the tracked files of the checkout, as they are on disk, to the new folder ``target``.
 
-    A module that git does not know yet is copied as well where it lies in the package, since the code that is copied
-    may import it. Without a git checkout (an installed package) the package alone is copied.
+    What git does not know yet is copied as well where a run may be made of it: modules of the package, options of
+    ``conf/``. Without git those files are copied that lie in the package and in :data:`BESIDE`.
     """
     beside = target.with_name(f".{target.name}")
     shutil.rmtree(beside, ignore_errors=True)
@@ -40,11 +42,21 @@ def snapshot_of_now(folder: Path, package: Path = PACKAGE) -> Path:
 def _files_of(package: Path) -> list[Path]:
     """What is copied, relative to the folder of the package."""
     root = package.parent
-    files = _listed(root, "--cached") + _listed(root, "--others", "--exclude-standard", "--", f"{package.name}/*.py")
+    made_of = (f"{package.name}/*.py", *BESIDE)
+    files = _listed(root, "--cached") + _listed(root, "--others", "--exclude-standard", "--", *made_of)
     if Path(package.name, "__init__.py") not in files:
-        files = [package.name / name for name in _files_below(package)]
+        is_checkout = (root / "run.py").is_file()  # an installed package lies beside others'
+        files = [file for name in (package.name, *(BESIDE if is_checkout else ())) for file in _files_in(root, name)]
     # Others were deleted and git does not know yet, or are submodules.
     return [name for name in files if (root / name).is_file() or (root / name).is_symlink()]
+
+
+def _files_in(root: Path, name: str) -> list[Path]:
+    """A file or a link itself, or the files below a folder, relative to ``root``."""
+    path = root / name
+    if path.is_dir() and not path.is_symlink():
+        return [name / file for file in _files_below(path)]
+    return [Path(name)]
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -1,26 +1,40 @@
 """One run: its directory, its workers, its end."""
 
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from imgnet import rundir
-from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse
+from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse, read
+from imgnet.config.settings import differing, every_setting
 from imgnet.launch import owner
-from imgnet.launch.causes import RunFailed
+from imgnet.launch.causes import RunFailed, cause_known_to
 from imgnet.launch.checks import check
-from imgnet.launch.layout import Layout
+from imgnet.launch.deputy import Deputy
+from imgnet.launch.layout import Layout, layout_of
 from imgnet.launch.local import run_workers
 from imgnet.launch.repeats import identity
-from imgnet.results.table import display_path, show_run
-from imgnet.runtime import Placement, placement_from_environment
+from imgnet.launch.snapshot import PACKAGE
+from imgnet.results.names import display_path
+from imgnet.results.table import show_run
+from imgnet.runtime import (
+    Placement,
+    Submitted,
+    available_cores,
+    placement_from_environment,
+    prefer_loopback,
+    share_threads,
+    submitted,
+)
 
 
 def launch(composed: DictConfig) -> float | None:
-    """Carry out one run. Inside a job of torchrun or srun this process is a worker; elsewhere it starts them.
+    """Carry out one run. Inside a job (torchrun, srun, ours) this process is a worker; elsewhere it starts them.
 
     Returns:
         The last validation top-1 accuracy in percent; None where there was no evaluation.
@@ -29,6 +43,9 @@ def launch(composed: DictConfig) -> float | None:
         ConfigError: the run was refused.
         RunFailed: it failed; the run directory says so.
     """
+    if (job := submitted()) is not None:
+        _work_for(job, composed)
+        return None
     config = parse(composed)
     placement = placement_from_environment()
     layout = check(config, placement)
@@ -80,6 +97,42 @@ def _run_here(config: RunConfig, run_dir: Path, layout: Layout, claim: int) -> N
         raise KeyboardInterrupt(f"saved in {display_path(run_dir)}; the same command goes on from there")
 
 
+def _work_for(job: Submitted, composed: DictConfig) -> None:
+    """Be one worker of a job that this package submitted. What was accepted then is what is carried out now."""
+    placement = placement_from_environment()
+    assert placement is not None, "srun states a rank"
+    deputy = Deputy(job.run_dir, job.claim) if placement.rank == 0 else None
+    config = read(job.run_dir / ".hydra" / "config.yaml")
+    layout = layout_of(config.cluster, placement)
+    if placement.world_size != layout.world_size or placement.local_world_size != layout.workers_per_node:
+        raise ConfigError(
+            [f"srun started {placement}, and {layout} was submitted; see cluster.sbatch and cluster.srun"]
+        )
+    if placement.rank == 0:
+        _say_what_has_changed(config, composed)
+    if layout.num_nodes == 1:
+        prefer_loopback()
+    share_threads(max(1, available_cores() // layout.workers_per_node))
+    from imgnet.launch.worker import work
+
+    package = Path(rundir.read_json(job.run_dir / rundir.SUBMISSION)["code"]) / PACKAGE.name
+    work(config, job.run_dir, job.claim, job.store_file, layout.use_gpu, package)
+    if deputy is not None:
+        deputy.speak()
+    sys.stdout.flush()
+    os._exit(0)  # Slurm leaves a job that it ends few seconds, of which an orderly exit would take some
+
+
+def _say_what_has_changed(accepted: RunConfig, composed: DictConfig) -> None:
+    """Name what the overrides would mean here, after ``conf/`` or the environment changed: the run keeps its own."""
+    try:
+        changed = differing(every_setting(accepted), every_setting(parse(composed)))
+    except (ConfigError, OmegaConfBaseException) as error:
+        changed = {"": (None, error)}
+    for key, (kept, here) in changed.items():
+        sys.stderr.write(f"{key}={kept}, as it was submitted; composed here it would be {here}\n")
+
+
 def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement: Placement, layout: Layout) -> None:
     """Be the worker that torchrun or srun made of this process."""
     from imgnet.launch.worker import exit_record, give_up_on, watch_signals, write_to_log
@@ -93,14 +146,16 @@ def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement
             _create(run_dir, composed, config, layout)
         run_dir, claim = Path(agree(str(run_dir))), int(agree(str(claim)))
         write_to_log(run_dir, runtime.rank)
-        stop = watch_signals(run_dir, runtime.rank, claim, ends_run=True)
+        stop = watch_signals(run_dir, runtime.rank, claim, in_slurm=False)
         try:
             with exit_record(run_dir, runtime.rank, claim):
                 run(config, runtime, run_dir, stop, give_up_on(run_dir, runtime.rank, claim))
         except Exception as error:
-            if runtime.is_main:
-                rundir.finish(run_dir, "failed", f"rank {runtime.rank} failed: {error}")
-            raise
+            if not runtime.is_main:
+                raise
+            cause = cause_known_to(run_dir, error, layout.world_size)
+            rundir.finish(run_dir, "failed", cause.summary)
+            raise cause from error
     if runtime.is_main:
         show_run(run_dir)
     sys.stdout.flush()

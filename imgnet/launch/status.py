@@ -12,7 +12,7 @@ from rich.text import Text
 
 from imgnet.launch.observe import Observed
 from imgnet.launch.repeats import counts
-from imgnet.results.table import differing, display_path
+from imgnet.results.names import differing, display_path
 from imgnet.rundir import read_json
 
 ENDS_OF_NOTE = ("failed", "cancelled")

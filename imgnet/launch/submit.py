@@ -14,10 +14,11 @@ from imgnet.launch.batch import JobArray, QueuedRun, arrays_of, batch_script, pr
 from imgnet.launch.progress import progress
 from imgnet.launch.repeats import identity
 from imgnet.launch.snapshot import take_snapshot
-from imgnet.results.table import display_path, typed_path
+from imgnet.results.names import display_path, typed_path
 
 MEMORY = "sweep.json"
-"""In a sweep's folder: ``working_dir``, and by number ``overrides`` and ``config`` of every run submitted into it."""
+"""In a sweep's folder: ``working_dir``, and by number what was submitted into it: each run's ``overrides``, ``sources``
+and ``config``."""
 
 
 def is_dry(runs: Sequence[QueuedRun]) -> bool:
@@ -85,7 +86,7 @@ def submit(
             take_snapshot(code)
         _remember(runs, folder)
         for run in progress(runs, "written"):
-            _note_submission(run.run_dir, None, code)  # before anything begins: a job waits for its number to be noted
+            _note_submission(run, None, code)  # before anything begins: a job waits for its number to be noted
             _make_run_dir(run)
         for array in arrays_of(runs, code, Path.cwd()):
             _queue(array, folder, queued)
@@ -103,7 +104,7 @@ def _queue(array: JobArray, folder: Path, queued: list[str]) -> None:
     queued.append(slurm.submit(script))
     for run in array.runs:
         index = f"_{run.number}" if len(array.runs) > 1 else ""
-        _note_submission(run.run_dir, queued[-1] + index, array.code)
+        _note_submission(run, queued[-1] + index, array.code)
     print(f"submitted job {queued[-1]}: {_runs(array)} with {_resources(array.cluster)}", flush=True)
 
 
@@ -146,7 +147,7 @@ def _remember(runs: Sequence[QueuedRun], folder: Path) -> None:
     """Note the runs in the sweep's folder, so that one whose directory is lost can be made again."""
     known: dict[str, Any] = rundir.read_json(folder / MEMORY).get("runs", {})
     for run in runs:
-        known[str(run.number)] = {"overrides": run.overrides, "config": plain(run.config)}
+        known[str(run.number)] = {"overrides": run.overrides, "sources": run.sources, "config": plain(run.config)}
     text = json.dumps({"working_dir": str(Path.cwd()), "runs": known}, indent=1)
     rundir.write_atomically(folder / MEMORY, text + "\n")
 
@@ -174,14 +175,16 @@ def _write_script(array: JobArray, folder: Path) -> Path:
     return path
 
 
-def _note_submission(run_dir: Path, job_id: str | None, code: Path) -> None:
+def _note_submission(run: QueuedRun, job_id: str | None, code: Path) -> None:
     """Write which job the run is, and no other: one that finds another number leaves the directory alone."""
+    run_dir = run.run_dir
     # A file of its own: the job may have begun, and write run.json at the same moment.
     note = {
         "slurm_job_id": job_id,
         "cluster": slurm.cluster_name(),
         "submitted": rundir.now(),
         "code": str(code),
+        "run.py": [*run.sources, *run.overrides],
     }
     run_dir.mkdir(exist_ok=True)
     rundir.write_atomically(run_dir / rundir.SUBMISSION, json.dumps(note, indent=2) + "\n")

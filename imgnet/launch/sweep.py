@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,6 +21,7 @@ from imgnet.launch.batch import QueuedRun
 from imgnet.launch.causes import RunFailed
 from imgnet.launch.checks import check
 from imgnet.launch.composition import Composer
+from imgnet.launch.layout import Layout
 from imgnet.launch.progress import progress
 from imgnet.launch.repeats import made_before, to_be_continued
 from imgnet.launch.start import no_other_launcher
@@ -28,7 +30,7 @@ from imgnet.launch.wait import wait_for, waits
 from imgnet.published import PREPROCESSING
 from imgnet.results.table import show_results
 from imgnet.rundir import not_written
-from imgnet.runtime import Placement, placement_from_environment
+from imgnet.runtime import Placement, Submitted, placement_from_environment, submitted
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Accepted:
     config: RunConfig
     subdir: str
     """Its directory, in the folder of the sweep."""
+    sources: list[str]
+    """What else must be said to ``run.py`` for the overrides to mean the same."""
 
 
 def run_sweep(
@@ -86,6 +90,8 @@ def run_sweep(
         ConfigError: at least one run was refused; none was started.
         SystemExit: with 1, after all were tried, where one failed.
     """
+    if (job := submitted()) is not None:
+        return [_work_for(job, run, task_function) for run in runs]
     accepted = {run.typed.number: run for run in accept(runs)}
     if placement_from_environment() is not None:
         returns = {number: _run_one(run, sweep_dir, task_function) for number, run in accepted.items()}
@@ -94,13 +100,25 @@ def run_sweep(
     return _conclude([returns[number] for number in accepted if number in returns])
 
 
-def refuse_what_others_cannot(runs: Sequence[TypedRun], launcher: str) -> None:
+def refuse_what_others_cannot(runs: Sequence[TypedRun], launcher: str, parameters: Mapping[str, Any]) -> None:
     """Before another launcher of Hydra's has written anything: refuse what it would not carry out.
+
+    Args:
+        runs: of the command.
+        launcher: its name.
+        parameters: its part of the configuration, from which follows how many workers each run will have.
 
     Raises:
         ConfigError: a run is refused, or is one for Slurm, which our launcher alone queues.
     """
-    queued = {run.config.cluster.name: None for run in accept(runs) if isinstance(run.config.cluster, SlurmConfig)}
+    nodes, tasks = parameters.get("nodes", 1), parameters.get("tasks_per_node", 1)
+    if launcher == "submitit_local" and tasks > 1:
+        raise ConfigError(
+            [f"hydra.launcher.tasks_per_node={tasks}: on this machine a run starts its own workers; leave it out"]
+        )
+    elsewhere = Layout(nodes, tasks, use_gpu=False) if nodes * tasks > 1 else None
+    accepted = accept(runs, elsewhere)
+    queued = {run.config.cluster.name: None for run in accepted if isinstance(run.config.cluster, SlurmConfig)}
     if queued:
         raise ConfigError([no_other_launcher(name, f"hydra/launcher={launcher}") for name in queued])
 
@@ -159,13 +177,20 @@ def _carry_out(
     return returns
 
 
+def _work_for(job: Submitted, run: TypedRun, task_function: TaskFunction) -> JobReturn:
+    """Be a worker of a run that was accepted when it was submitted."""
+    config = run.composed()
+    task_function(OmegaConf.masked_copy(config, [str(key) for key in config if key != HYDRA]))
+    return JobReturn(overrides=run.overrides, working_dir=str(job.run_dir), status=JobStatus.COMPLETED)
+
+
 def _queued_run(run: Accepted, folder: Path) -> QueuedRun:
     number = run.typed.number
     if Path(run.subdir) != Path(str(number)):
         raise ConfigError(
             [f"hydra.sweep.subdir={run.subdir}: a Slurm array needs folders that are named by their number"]
         )
-    return QueuedRun(number, run.config, run.typed.overrides, folder.absolute() / str(number))
+    return QueuedRun(number, run.config, run.typed.overrides, folder.absolute() / str(number), run.sources)
 
 
 def _conclude(returns: list[JobReturn]) -> list[JobReturn]:
@@ -180,8 +205,12 @@ def _conclude(returns: list[JobReturn]) -> list[JobReturn]:
     return returns
 
 
-def accept(runs: Sequence[TypedRun]) -> list[Accepted]:
+def accept(runs: Sequence[TypedRun], elsewhere: Layout | None = None) -> list[Accepted]:
     """Check the runs of a command.
+
+    Args:
+        runs: of the command.
+        elsewhere: where another launcher of Hydra's puts the workers of each.
 
     Raises:
         ConfigError: a line for each problem, which of the runs have it included.
@@ -193,7 +222,7 @@ def accept(runs: Sequence[TypedRun]) -> list[Accepted]:
     accepted = []
     for run in progress(runs, "checked"):
         try:
-            accepted.append(_accept(run, placement))
+            accepted.append(_accept(run, placement, elsewhere))
         except ConfigError as error:
             for problem in error.problems:
                 refused.setdefault(problem, []).append(" ".join(run.overrides))
@@ -202,11 +231,19 @@ def accept(runs: Sequence[TypedRun]) -> list[Accepted]:
     return accepted
 
 
-def _accept(run: TypedRun, placement: Placement | None) -> Accepted:
+def _accept(run: TypedRun, placement: Placement | None, elsewhere: Layout | None) -> Accepted:
     composed = run.composed()
     config = parse(composed)
-    check(config, placement)
-    return Accepted(run, config, str(composed.hydra.sweep.subdir))
+    check(config, placement, elsewhere)
+    return Accepted(run, config, str(composed.hydra.sweep.subdir), _sources(composed.hydra))
+
+
+def _sources(hydra: DictConfig) -> list[str]:
+    """Where a composition begins and what it is made of, as words of the command, where that is not ``conf/config``."""
+    words = [] if hydra.job.config_name == "config" else ["--config-name", str(hydra.job.config_name)]
+    added = [one.path for one in hydra.runtime.config_sources if one.provider == "command-line"]
+    words += [word for folder in added for word in ("--config-dir", str(Path(folder).absolute()))]
+    return words + [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
 
 
 def _keep_what_was_typed(config: DictConfig, typed: Sequence[str]) -> None:

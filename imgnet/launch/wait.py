@@ -13,7 +13,7 @@ from imgnet.config import RunConfig, SlurmConfig
 from imgnet.launch.causes import RunFailed
 from imgnet.launch.observe import Observed, observe
 from imgnet.launch.status import describe, status_table
-from imgnet.results.table import typed_path
+from imgnet.results.names import typed_path
 from imgnet.rundir import read_json
 
 POLL_S = 5.0

@@ -1,6 +1,7 @@
 """A worker process, from its first to its last moment: its log, its signals, and what it says when it fails."""
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -8,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
@@ -18,16 +19,18 @@ from imgnet.launch.cores import stay_near_gpu
 from imgnet.launch.owner import BEAT_S, is_still_held
 from imgnet.launch.snapshot import PACKAGE
 from imgnet.rundir import ExitRecord, finish, write_exit_record
-from imgnet.runtime import joined, placement_from_environment
+from imgnet.runtime import joined, notice_came, placement_from_environment
 from imgnet.train import run
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOP_SIGNAL = signal.SIGUSR2
 """Save and end. Slurm sends it before a time limit or a preemption where it is told to; NCCL has SIGUSR1."""
+GRACE_S = 20.0
+"""How long a worker may save and end after Slurm's SIGTERM; Slurm kills what is left after its own KillWait (30 s)."""
 
 
 def work(config: RunConfig, run_dir: Path, claim: int, store_file: Path | None, use_gpu: bool, package: Path) -> None:
-    """A worker that this package's launcher started. Never returns: the process ends with the run.
+    """A worker that this package's launcher started. Returns only where the run was carried out.
 
     Args:
         config: the run.
@@ -37,14 +40,14 @@ def work(config: RunConfig, run_dir: Path, claim: int, store_file: Path | None, 
         use_gpu: one GPU for each worker.
         package: the launcher's; another one here, where a snapshot has been deleted since, would be other code.
     """
-    os.setsid()  # a terminal's Ctrl-C reaches the launcher alone, which then ends its workers in order
+    if multiprocessing.parent_process() is not None:
+        os.setsid()  # a terminal's Ctrl-C reaches the launcher alone, which then ends its workers in order
     placement = placement_from_environment()
-    assert placement is not None, "the elastic agent states a rank"
+    assert placement is not None, "the launcher states a rank"
     logging.captureWarnings(capture=True)
     write_to_log(run_dir, placement.rank)
     in_slurm = isinstance(config.cluster, SlurmConfig)
-    # In a job its first process outlives the workers.
-    stop = watch_signals(run_dir, placement.rank, claim, ends_run=not in_slurm)
+    stop = watch_signals(run_dir, placement.rank, claim, in_slurm=in_slurm)
     status = 1
     try:
         with exit_record(run_dir, placement.rank, claim):
@@ -92,7 +95,7 @@ def write_to_log(run_dir: Path, rank: int) -> None:
             os.dup2(handler.stream.fileno(), stream)
 
 
-def watch_signals(run_dir: Path, rank: int, claim: int, *, ends_run: bool) -> threading.Event:
+def watch_signals(run_dir: Path, rank: int, claim: int, *, in_slurm: bool) -> threading.Event:
     """Act on signals and on the launcher's death at once, from a thread of our own; and on the loss of the directory.
 
     The main thread may be inside a collective for minutes, where Python runs no handler.
@@ -101,38 +104,66 @@ def watch_signals(run_dir: Path, rank: int, claim: int, *, ends_run: bool) -> th
         run_dir: of the run.
         rank: of this worker.
         claim: number of the claim to the directory. When there is a higher one, this process ends without a trace.
-        ends_run: whether rank 0's end is the run's, and to be written there; else somebody outlives the workers.
+        in_slurm: whether this is a task of a job that the package submitted. Slurm announces an end by SIGTERM, after
+            which the run is saved if there is time; and the job's first process, which outlives the workers, writes
+            how the run ended. Elsewhere SIGTERM ends at once, and rank 0's end is the run's.
 
     Returns:
-        An event that SIGUSR2 sets: the run is to be saved and ended. All other ends are immediate.
+        An event that SIGUSR2 sets, and in a job SIGTERM: the run is to be saved and ended. Other ends are immediate.
     """
     stop = threading.Event()
     reading, writing = os.pipe2(os.O_NONBLOCK)
     for number in (*ENDING_SIGNALS, STOP_SIGNAL):
         signal.signal(number, lambda _number, _frame: None)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    if in_slurm and notice_came():
+        stop.set()
     launcher = multiprocessing.parent_process()
     sentinels = [reading] if launcher is None else [reading, launcher.sentinel]
 
+    saving = (STOP_SIGNAL, signal.SIGTERM) if in_slurm else (STOP_SIGNAL,)
+
     def wait() -> None:
-        while (number := _next_signal(sentinels, BEAT_S)) in (STOP_SIGNAL, None) and is_still_held(run_dir, claim):
-            if number == STOP_SIGNAL:
-                stop.set()
+        number = _until_the_end(sentinels, saving, stop, lambda: is_still_held(run_dir, claim))
         if is_still_held(run_dir, claim):
             error = f"ended by {signal.Signals(number).name}" if number else "the launcher was killed"
             write_exit_record(run_dir, ExitRecord(rank, "terminated", time.time(), error))
-            if ends_run and rank == 0:
+            if rank == 0 and not in_slurm:
                 finish(run_dir, "failed", error)  # the launcher, where it lives, knows better and has the last word
         _flush()
-        os._exit(128 + (number or 0))
+        os._exit(128 + number)
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
     return stop
 
 
+def _until_the_end(
+    sentinels: list[int], saving: Sequence[int], stop: threading.Event, is_ours: Callable[[], bool]
+) -> int:
+    """Wait for what ends this process: the number of a signal, or 0 where the launcher or the directory is lost.
+
+    Args:
+        sentinels: a pipe of signals, and the launcher's life.
+        saving: signals that set ``stop``; after SIGTERM there is :data:`GRACE_S` left.
+        stop: the run is to be saved and ended.
+        is_ours: whether this worker has any business in the directory.
+    """
+    end = math.inf
+    while is_ours():
+        number = _next_signal(sentinels, min(BEAT_S, end - time.monotonic()))
+        if number is None and time.monotonic() >= end:
+            return signal.SIGTERM
+        if number in saving:
+            stop.set()
+            end = min(end, time.monotonic() + GRACE_S) if number == signal.SIGTERM else end
+        elif number is not None:
+            return number
+    return 0
+
+
 def _next_signal(sentinels: list[int], patience_s: float) -> int | None:
     """The number of the next signal; 0 when the launcher is gone; None when nothing happens for so long."""
-    ready = connection.wait(sentinels, patience_s)
+    ready = connection.wait(sentinels, max(0.0, patience_s))
     if sentinels[0] in ready:
         return os.read(sentinels[0], 1)[0]
     return 0 if ready else None

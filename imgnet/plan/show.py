@@ -13,7 +13,7 @@ from rich.table import Table
 
 from imgnet.plan.against import Fit
 from imgnet.plan.predict import Prediction
-from imgnet.results.table import distinct_names
+from imgnet.results.names import distinct_names
 
 DERIVED = ("epoch_s", "run_h", "images_per_s", "hidden", "limited_by")
 """Properties that are written beside the fields."""

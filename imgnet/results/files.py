@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from imgnet.results.table import display_path
+from imgnet.results.names import display_path
 
 Table = Mapping[str, NDArray[np.float64]]
 """Columns of numbers, all of one length; nan where a cell is empty."""

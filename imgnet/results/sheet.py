@@ -8,9 +8,9 @@ import numpy as np
 
 from imgnet.results.groups import Group, name_of_run
 from imgnet.results.measures import MEASURES, TOP1, Comparison, Measure, Results, Row
+from imgnet.results.names import display_path
 from imgnet.results.read import Run
 from imgnet.results.statistics import MIN_PAIRS_FOR_P, Estimate
-from imgnet.results.table import display_path
 
 NONE = "-"
 MOST_NAMED = 10

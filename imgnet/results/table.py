@@ -1,6 +1,5 @@
-"""What a command prints of a run that it has made, and the names of runs."""
+"""What a command prints of runs that it has made."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from imgnet.results.names import display_path, typed_path
 from imgnet.rundir import read_json
 
 
@@ -55,29 +55,6 @@ def _console() -> Console:
     console = Console()
     # Without a terminal rich assumes 80 columns and cuts words; a log or a pipe has no width.
     return console if console.is_terminal else Console(width=160)
-
-
-def distinct_names(run_dirs: Sequence[Path]) -> list[str]:
-    """A name for each run: the overrides in which they differ, or the folder where there are none."""
-    names = differing([read_json(path / "run.json").get("overrides", []) for path in run_dirs])
-    return [name or display_path(path) for name, path in zip(names, run_dirs, strict=True)]
-
-
-def differing(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """Of the overrides of each run those that not all have; all of them where there is one run only."""
-    common = set(overrides[0]).intersection(*overrides) if len(overrides) > 1 else set()
-    return [" ".join(word for word in words if word not in common) for words in overrides]
-
-
-def display_path(path: Path) -> str:
-    """A path as it is seen from here."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def typed_path(path: Path) -> str:
-    """The same as one word of a command that is to be typed."""
-    return shlex.quote(display_path(path))
 
 
 def _number(values: dict[str, Any], key: str, form: str) -> str:

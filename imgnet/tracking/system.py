@@ -14,6 +14,7 @@ import psutil
 import torch
 
 _MB = 2**20
+_PATIENCE_S = 10
 
 
 class SystemMonitor:
@@ -51,7 +52,7 @@ class SystemMonitor:
     def stop(self) -> None:
         """Write a last row, which has the peaks of the whole time."""
         self._over.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE_S)  # a file system that does not answer holds up no run's end
 
     def newest(self) -> dict[str, float]:
         """The newest numbers of each worker that were not yet taken, by ``rank_<k>/<name>``. Rank 0 alone."""

@@ -91,7 +91,10 @@ class Tracker:
         self._metrics.close()
         self._send_system(self._last_log[1])
         for sink in self._sinks:
-            sink.close(failed=kind is not None)
+            try:
+                sink.close(failed=kind is not None)
+            except Exception as error:  # likewise
+                log.warning("%s did not take the last rows: %s", type(sink).__name__, error)
 
     @contextmanager
     def _though_disk_is_full(self, file: str) -> Iterator[None]:
@@ -146,8 +149,12 @@ class Tracker:
             self._send_system(step)
 
     def _send(self, kind: Kind, row: Mapping[str, float], step: int) -> None:
-        for sink in self._sinks:
-            sink.log(kind, row, step)
+        for sink in list(self._sinks):
+            try:
+                sink.log(kind, row, step)
+            except Exception as error:  # whatever a service fails with: the run's own files have the row
+                log.warning("%s takes no more rows: %s; training goes on", type(sink).__name__, error)
+                self._sinks.remove(sink)
 
     def _send_system(self, step: int) -> None:
         row = self._system.newest() if self._system is not None and self._sinks else {}

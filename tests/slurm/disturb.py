@@ -34,6 +34,7 @@ from safetensors.numpy import load_file
 from imgnet.data.digits import ensure_digits
 from imgnet.launch.observe import FILE_ENDS, observe
 from imgnet.rundir import read_json
+from imgnet.runtime import RUN_DIR
 from tests.commands import ROOT
 from tests.distributed.test_resume import TIMES
 from tests.slurm.conftest import User
@@ -571,11 +572,10 @@ def jobs_at_work(slurm: PrivateSlurm) -> dict[str, set[tuple[str, str]]]:
     """The jobs, each by number and attempt, that have tasks at work, by the directory."""
     found: dict[str, set[tuple[str, str]]] = {}
     for pid in slurm.processes():
-        words = [word.decode() for word in command_of(pid)]
-        if "imgnet.launch.node" in words and "srun" not in words:
-            values = dict(pair.decode().split("=", 1) for pair in environment_of(pid) if b"=" in pair)
+        values = dict(pair.decode().split("=", 1) for pair in environment_of(pid) if b"=" in pair)
+        if RUN_DIR in values and "SLURM_PROCID" in values and b"srun" not in command_of(pid)[:1]:
             attempt = values.get("SLURM_JOB_ID", ""), values.get("SLURM_RESTART_COUNT", "0")
-            found.setdefault(words[words.index("imgnet.launch.node") + 1], set()).add(attempt)
+            found.setdefault(values[RUN_DIR], set()).add(attempt)
     return found
 
 

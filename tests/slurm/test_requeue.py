@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.distributed.test_resume import assert_same
-from tests.slurm.conftest import User, job_id, run_json, wait_until
+from tests.slurm.conftest import LIMIT_S, User, job_id, run_json, wait_until
 
 pytestmark = pytest.mark.slurm
 NUM_EPOCHS = 60
@@ -30,7 +30,7 @@ def wait_for_epoch(run_dir: Path, epoch: int) -> None:
     wait_until(there, f"epoch {epoch}")
 
 
-def wait_for_completion(run_dir: Path, timeout_s: float = 170) -> None:
+def wait_for_completion(run_dir: Path, timeout_s: float = LIMIT_S) -> None:
     wait_until(lambda: run_json(run_dir)["status"] == "completed", f"{run_dir} completes", timeout_s)
 
 
@@ -83,7 +83,6 @@ def wait_until_down(user: User, node: str) -> None:
     )
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("disturb", [disturb_usr2, disturb_requeue, disturb_power_cut, disturb_slurmd])
 def test_a_disturbed_job_comes_back_and_equals_the_undisturbed(
     disturb: object, user: User, undisturbed: dict[str, Path]
@@ -97,14 +96,14 @@ def test_a_disturbed_job_comes_back_and_equals_the_undisturbed(
     assert_equal_runs(run_dir, wanted)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_run_that_reaches_its_time_limit_goes_on_and_equals_the_undisturbed(user: User) -> None:
     long = f"epochs={2 * NUM_EPOCHS}"
     often = ("cluster.max_requeues=20",)  # a busy machine reaches the limit again and again
     wanted = submit(user, long)
     run_dir = submit(user, long, "skip_completed=false", "cluster.timeout_min=2", "cluster.notice_min=1", *often)
-    wait_until(lambda: run_json(run_dir).get("requeues", 0) >= 1, "Slurm's notice", timeout_s=170)
+    wait_until(lambda: run_json(run_dir).get("requeues", 0) >= 1, "Slurm's notice", timeout_s=LIMIT_S)
     for run in (wanted, run_dir):
-        wait_for_completion(run, timeout_s=400)
+        wait_for_completion(run, timeout_s=2 * LIMIT_S)
     assert any("every worker goes on exactly" in line for line in run_json(run_dir)["resumed"])
     assert_equal_runs(run_dir, wanted, 2 * NUM_EPOCHS)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.slurm.conftest import QUICK, User, job_id, run_json, wait_for_end, wait_until
-from tests.slurm.private import PrivateSlurm
+from tests.slurm.private import PrivateSlurm, command_of
 
 pytestmark = pytest.mark.slurm
 LONG = (*QUICK, "epochs=2000", "cluster=4xA40")
@@ -38,7 +38,6 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
     return {str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.timeout(300)
 def test_a_job_that_slurm_queues_again_is_alive(user: User) -> None:
     waiting = user.start_run_py(*LONG, "cluster.wait=true")
     wait_until(lambda: len(user.runs()) == 1, "a run directory")
@@ -69,7 +68,6 @@ def test_a_job_that_slurm_queues_again_is_alive(user: User) -> None:
     assert user.runs() == [run_dir]
 
 
-@pytest.mark.timeout(300)
 def test_a_directory_is_its_own_jobs_alone(user: User) -> None:
     (run_dir,) = submit(user, *QUICK, "cluster=4xA40", HELD)
     script = str(next((run_dir.parent / "slurm").iterdir()))
@@ -106,7 +104,6 @@ def test_the_code_of_a_waiting_job_is_deleted(user: User) -> None:
     assert "resubmit" in user.imgnet("status").stdout
 
 
-@pytest.mark.timeout(300)
 def test_another_slurm_leaves_a_run_alone(user: User) -> None:
     (run_dir,) = submit(user, *LONG)
     wait_until(lambda: run_json(run_dir)["status"] == "running", "the job begins")
@@ -124,7 +121,6 @@ def test_another_slurm_leaves_a_run_alone(user: User) -> None:
     assert run_json(run_dir)["status"] == "cancelled"
 
 
-@pytest.mark.timeout(300)
 def test_cancelled_is_said_of_all_that_were(user: User) -> None:
     runs = submit(user, *LONG, "seed=1,2,3", HELD)
     first, second, third = runs
@@ -152,6 +148,9 @@ def test_cancelled_is_said_of_all_that_were(user: User) -> None:
 def test_a_killed_first_process_is_named(user: User) -> None:
     (run_dir,) = submit(user, *LONG)
     wait_for_rows(run_dir)
+    words = ["-P", str(run_dir.parent / "code/run.py"), *run_json(run_dir)["overrides"]]
+    commands = [[word.decode() for word in command_of(pid)][:-1] for pid in user.slurm.processes()]
+    assert sum(command[1:] == words for command in commands) == 4, commands  # each worker executes run.py
     os.kill(user.slurm.first_process(run_dir), signal.SIGKILL)
     wait_for_end(run_dir, timeout_s=60)  # nobody looks
     run = run_json(run_dir)

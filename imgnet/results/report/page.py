@@ -21,13 +21,13 @@ from imgnet.results.files import Problems, as_text, printable, read_text
 from imgnet.results.formats import sheets
 from imgnet.results.groups import Group, group_runs
 from imgnet.results.measures import MEASURES, Results, results_of
+from imgnet.results.names import display_path
 from imgnet.results.panels import BAND, legend_label
 from imgnet.results.plot import drawing, overview
 from imgnet.results.read import Run, log_end, traceback_of
 from imgnet.results.report.inline import swatch_svg, to_svg
 from imgnet.results.report.question import questions_of
 from imgnet.results.sheet import Cell, Column, Sheet, label_columns, results_sheet
-from imgnet.results.table import display_path
 
 HERE = Path(__file__).parent
 POINTS_OF_A_CURVE = 128

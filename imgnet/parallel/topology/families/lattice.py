@@ -17,13 +17,13 @@ def star(layout: Layout) -> Rounds:
 def grid(layout: Layout, *, num_rows: int | None = None) -> Rounds:
     """A grid of ``num_rows`` rows, by default as near to a square as the number of workers allows.
 
-    Rank r stands in row ``r // num_columns``. Metropolis-Hastings weights (Xiao and Boyd, 2004).
+    Rank r stands in row ``r // num_columns``. Metropolis weights (Xiao, Boyd and Lall, IPSN 2005).
     """
     return (_lattice("grid", layout.world_size, num_rows, wraps=False),)
 
 
 def torus(layout: Layout, *, num_rows: int | None = None) -> Rounds:
-    """A grid whose rows and columns close to rings, with Metropolis-Hastings weights. See ``grid``."""
+    """A grid whose rows and columns close to rings, with Metropolis weights. See ``grid``."""
     return (_lattice("torus", layout.world_size, num_rows, wraps=True),)
 
 
@@ -46,7 +46,7 @@ def _squarest(size: int) -> int:
 
 
 def metropolis(edges: list[tuple[int, int]], size: int) -> NeighbourRound:
-    """Metropolis-Hastings weights ``1 / (1 + max(degree, peer's degree))`` on undirected edges."""
+    """Metropolis weights ``1 / (1 + max(degree, peer's degree))`` on undirected edges."""
     distinct = sorted({(min(edge), max(edge)) for edge in edges})
     degrees = np.bincount(np.array(distinct).ravel(), minlength=size)
     return neighbour_round(((one, other, 1.0 / (1 + int(max(degrees[[one, other]])))) for one, other in distinct), size)
