@@ -25,11 +25,12 @@ import numpy as np
 import torch
 
 from imgnet.config import DataBackend, DataConfig, DataKind
-from imgnet.data import order, shards
+from imgnet.data.backends.decode import decode
 from imgnet.data.checks import dali_is_installed
-from imgnet.data.decode import decode
 from imgnet.data.loader import build_train_loader
-from imgnet.data.shards import ROW, FileRecord, Manifest, ShardSource, SplitRecord
+from imgnet.data.sampling import order
+from imgnet.data.sources import shards
+from imgnet.data.sources.shards import ROW, FileRecord, Manifest, ShardSource, SplitRecord
 from imgnet.data.staging import stage
 from imgnet.runtime import Runtime
 

@@ -26,10 +26,10 @@ from imgnet.parallel.collectives import sum_over_workers
 from imgnet.parallel.decentralized import Decentralized
 from imgnet.parallel.strategy import Strategy
 from imgnet.parallel.topology import Schedule, build_topology, bytes_per_step
-from imgnet.plan.buckets import Gradient
 from imgnet.plan.computation import Computation
 from imgnet.plan.measure import measure_passes, measure_updates
 from imgnet.plan.measure_network import as_values, measure_network
+from imgnet.plan.timeline.buckets import Gradient
 from imgnet.runtime import Runtime
 
 PORT = 29_500

@@ -28,14 +28,14 @@ from benchmarks.network import HOSTS, METHODS, Case, Network, Result, cases_of, 
 from benchmarks.network_worker import WARM_UP_STEPS, WIDTHS, WORKERS_PER_NODE, bucket_mb_of, slow_ranks
 from imgnet.config import GroupAlgorithm
 from imgnet.parallel.topology import Schedule, build_topology
-from imgnet.plan import buckets
-from imgnet.plan.buckets import Gradient
 from imgnet.plan.computation import Computation
-from imgnet.plan.method import AllReduceMethod, GossipMethod, Method
-from imgnet.plan.network import Link
-from imgnet.plan.network import Network as Links
-from imgnet.plan.replay import replay_each
-from imgnet.plan.script import Work
+from imgnet.plan.timeline import buckets
+from imgnet.plan.timeline.buckets import Gradient
+from imgnet.plan.timeline.method import AllReduceMethod, GossipMethod, Method
+from imgnet.plan.timeline.network import Link
+from imgnet.plan.timeline.network import Network as Links
+from imgnet.plan.timeline.replay import replay_each
+from imgnet.plan.timeline.script import Work
 
 SLOW_FACTOR = 2.0
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from imgnet.data.digits import ensure_digits
+from imgnet.data.sources.digits import ensure_digits
 from tests.commands import ROOT
 from tests.slurm.conftest import User, wait_until
 from tests.slurm.private import PrivateSlurm

@@ -12,7 +12,7 @@ import typer
 from imgnet import rundir
 from imgnet.checkpoint.cli import app as checkpoint_app
 from imgnet.config import ConfigError
-from imgnet.data.cli import app as data_app
+from imgnet.data.tools.cli import app as data_app
 from imgnet.doctor.cli import app as doctor_app
 from imgnet.plan.cli import app as plan_app
 from imgnet.refuse import refuse, refuse_without_directory
@@ -47,8 +47,8 @@ def status(
     last: Annotated[int, typer.Option("--last", "-n", help="Show so many runs, the newest.", min=1)] = 50,
 ) -> None:
     """Show how runs are doing, the newest last: state in Slurm, epoch, top-1, time left; of a failure error and log."""
-    from imgnet.launch.observe import observe
-    from imgnet.launch.status import by_time, show_status
+    from imgnet.launch.follow.observe import observe
+    from imgnet.launch.follow.status import by_time, show_status
 
     found = by_time(_below(path))
     show_status(observe(found[-last:]))
@@ -63,7 +63,7 @@ def logs(
     rank: Annotated[int | None, typer.Option(help="The log of this worker; else what the job prints.", min=0)] = None,
 ) -> None:
     """Print the log of a run."""
-    from imgnet.launch.logs import show_log
+    from imgnet.launch.follow.logs import show_log
 
     if not (run / "run.json").is_file():
         refuse(f"{run}: no run directory (there is no run.json)")
@@ -78,7 +78,7 @@ def logs(
 @app.command()
 def cancel(runs: Runs) -> None:
     """End jobs of Slurm, whether they wait or run."""
-    from imgnet.launch.cancel import cancel_runs
+    from imgnet.launch.slurm.cancel import cancel_runs
 
     with _one_line():
         cancel_runs(_existing(runs))
@@ -87,7 +87,7 @@ def cancel(runs: Runs) -> None:
 @app.command()
 def resubmit(path: Annotated[Path, typer.Argument(help="The folder of a sweep, or one run.")]) -> None:
     """Submit those runs of a sweep again that failed, were cancelled or are missing."""
-    from imgnet.launch.resubmit import resubmit as submit_again
+    from imgnet.launch.slurm.resubmit import resubmit as submit_again
 
     with _one_line():
         submit_again(path)
@@ -132,7 +132,7 @@ def show_topology(
 ) -> None:
     """Print rounds, mixing matrices, how fast workers come together, and what each sends in a step."""
     from imgnet.parallel.topology import build_topology
-    from imgnet.results import topologies
+    from imgnet.results.pictures import topologies
 
     try:
         topology = build_topology(name, world_size, workers_per_node or world_size, **_options(option or []))
@@ -141,7 +141,7 @@ def show_topology(
         refuse(str(error))
     topologies.show_topology(topology, size)
     if png is not None:
-        from imgnet.results.topology_picture import draw
+        from imgnet.results.pictures.topology_picture import draw
 
         draw(topology, png)
         typer.echo(f"drawn: {png}")

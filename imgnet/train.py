@@ -33,7 +33,7 @@ from imgnet.checkpoint.manifest import (
 from imgnet.checkpoint.resume import newest_whole
 from imgnet.checkpoint.writer import Writer
 from imgnet.config import ConfigError, Mode, Precision, RunConfig, SimulatedConfig
-from imgnet.data.backend import Batch
+from imgnet.data.backends.backend import Batch
 from imgnet.data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader, prepare_nodes
 from imgnet.evaluate import AUTOCAST_DTYPES, Scores, autocast, evaluate
 from imgnet.models.build import build_model

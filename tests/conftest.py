@@ -12,7 +12,7 @@ settings.load_profile("imgnet")
 @pytest.fixture(scope="session")
 def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The handwritten digits, written once for all tests."""
-    from imgnet.data.digits import ensure_digits
+    from imgnet.data.sources.digits import ensure_digits
 
     root = tmp_path_factory.mktemp("data") / "digits"
     ensure_digits(root)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 
-from imgnet.data.augment import center_boxes, crop_boxes, flips
+from imgnet.data.sampling.augment import center_boxes, crop_boxes, flips
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 sides = st.one_of(st.integers(1, 4), st.integers(1, 6000))

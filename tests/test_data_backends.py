@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 
 from imgnet.config import DataBackend, DataConfig, DataKind, Interpolation, OnBadImage
-from imgnet.data.backend import BatchKey, Finisher
-from imgnet.data.bad_images import BadImages
+from imgnet.data.backends.backend import BatchKey, Finisher
+from imgnet.data.backends.bad_images import BadImages
 from imgnet.data.checks import dali_is_installed
-from imgnet.data.folder import FolderSource
 from imgnet.data.loader import build_eval_loader, build_train_loader, data_root, prepare
-from imgnet.data.order import epoch_order
-from imgnet.data.sharding import Recipe, shard_folder
-from imgnet.data.source import ImageError
-from imgnet.data.synthesize import picture
-from imgnet.data.view import EvalView, Resizing, TrainView
+from imgnet.data.sampling.order import epoch_order
+from imgnet.data.sampling.view import EvalView, Resizing, TrainView
+from imgnet.data.sources.folder import FolderSource
+from imgnet.data.sources.source import ImageError
+from imgnet.data.tools.sharding import Recipe, shard_folder
+from imgnet.data.tools.synthesize import picture
 from imgnet.runtime import Runtime
 
 CPU = torch.device("cpu")
@@ -154,8 +154,8 @@ def test_a_restart_in_the_middle_of_an_epoch_changes_nothing(config, roots, back
 @pytest.mark.parametrize("split", ["train", "val", "squashed"])
 def test_the_graph_of_the_gpu_cuts_the_same(config, roots, split, resizing):
     """DALI's own resizing, which only GPUs use, differs from torch's by less than half a level of 255."""
-    from imgnet.data.dali import DaliBackend
-    from imgnet.data.decode import DecodingBackend
+    from imgnet.data.backends.dali import DaliBackend
+    from imgnet.data.backends.decode import DecodingBackend
 
     views = {
         "train": TrainView(48, SEED, [0.08, 1.0], [0.75, 4 / 3], 0.5, resizing=resizing),

@@ -6,7 +6,7 @@ import pytest
 
 from imgnet.config import DataBackend, DataConfig, DataKind, Interpolation
 from imgnet.data.checks import batch_problems, chosen_backend, dali_is_installed, problems
-from imgnet.data.digits import NUM_TRAIN
+from imgnet.data.sources.digits import NUM_TRAIN
 from tests.commands import ROOT
 
 SYNTHETIC = DataConfig(

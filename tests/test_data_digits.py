@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from imgnet.data import digits
-from imgnet.data.folder import FolderSource
+from imgnet.data.sources import digits
+from imgnet.data.sources.folder import FolderSource
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from imgnet.config import ConfigError
-from imgnet.data.folder import FolderSource, layout_problems
+from imgnet.data.sources.folder import FolderSource, layout_problems
 
 
 def make_tree(root, tree):

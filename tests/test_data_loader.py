@@ -14,15 +14,15 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as reference
 
 from imgnet.config import ConfigError, DataBackend, DataConfig, DataKind
-from imgnet.data.augment import crop_boxes, flips
-from imgnet.data.backend import Normalizer
+from imgnet.data.backends.backend import Normalizer
+from imgnet.data.backends.decode import decode
 from imgnet.data.checks import dali_is_installed
-from imgnet.data.decode import decode
-from imgnet.data.digits import NUM_TRAIN, NUM_VAL
-from imgnet.data.folder import FolderSource
 from imgnet.data.loader import build_eval_loader, build_train_loader, prepare
-from imgnet.data.order import epoch_order
-from imgnet.data.source import ImageError
+from imgnet.data.sampling.augment import crop_boxes, flips
+from imgnet.data.sampling.order import epoch_order
+from imgnet.data.sources.digits import NUM_TRAIN, NUM_VAL
+from imgnet.data.sources.folder import FolderSource
+from imgnet.data.sources.source import ImageError
 from imgnet.runtime import Runtime
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgnet.data.counter import _mix, hashes, uniforms
-from imgnet.data.order import epoch_order, evaluation_indices, step_indices, steps_per_epoch
+from imgnet.data.sampling.counter import _mix, hashes, uniforms
+from imgnet.data.sampling.order import epoch_order, evaluation_indices, step_indices, steps_per_epoch
 
 seeds = st.integers(-(2**63), 2**64 - 1)
 

@@ -14,12 +14,12 @@ from torchvision.transforms.functional import pil_to_tensor
 from torchvision.transforms.v2 import functional as reference
 
 from imgnet.config import DataBackend, DataConfig, DataKind
-from imgnet.data.augment import crop_boxes, flips
 from imgnet.data.checks import dali_is_installed
 from imgnet.data.loader import build_eval_loader, build_train_loader
-from imgnet.data.order import epoch_order
-from imgnet.data.sharding import Recipe, shard_folder
-from imgnet.data.synthesize import picture
+from imgnet.data.sampling.augment import crop_boxes, flips
+from imgnet.data.sampling.order import epoch_order
+from imgnet.data.tools.sharding import Recipe, shard_folder
+from imgnet.data.tools.synthesize import picture
 from imgnet.runtime import Runtime
 
 SEED, PX, RESIZE_PX = 3, 40, 48

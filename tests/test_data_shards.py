@@ -7,12 +7,20 @@ import pytest
 from PIL import Image
 
 from imgnet.config import ConfigError
-from imgnet.data.decode import decode
-from imgnet.data.folder import SPLITS, FolderSource
-from imgnet.data.header import JpegHeader, read_header
-from imgnet.data.sharding import Recipe, shard_folder
-from imgnet.data.shards import INDEX, MANIFEST, ShardSource, index_tar, open_index, read_manifest, shard_problems
-from imgnet.data.tar import UnsafeTarError
+from imgnet.data.backends.decode import decode
+from imgnet.data.sources.folder import SPLITS, FolderSource
+from imgnet.data.sources.header import JpegHeader, read_header
+from imgnet.data.sources.shards import (
+    INDEX,
+    MANIFEST,
+    ShardSource,
+    index_tar,
+    open_index,
+    read_manifest,
+    shard_problems,
+)
+from imgnet.data.tools.sharding import Recipe, shard_folder
+from imgnet.data.tools.tar import UnsafeTarError
 
 KEEP = Recipe(max_size=None, quality=90)
 NUM_CLASSES = 3
@@ -254,6 +262,6 @@ def test_everything_else_is_left_to_the_careful_decoder():
 
 
 def test_many_shards_do_not_use_up_the_files_of_a_process(sharded, folder, monkeypatch):
-    monkeypatch.setattr("imgnet.data.shards._NUM_OPEN_FILES", 1)
+    monkeypatch.setattr("imgnet.data.sources.shards._NUM_OPEN_FILES", 1)
     shards, source = ShardSource(sharded, "train", NUM_CLASSES), FolderSource(folder, "train", NUM_CLASSES)
     assert [shards.read(index) for index in range(20)] == [source.read(index) for index in range(20)]

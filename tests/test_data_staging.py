@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from imgnet.config import ConfigError
-from imgnet.data.folder import SPLITS
-from imgnet.data.shards import INDEX, MANIFEST, Manifest, ShardSource, SplitRecord, record_of, shard_problems
+from imgnet.data.sources.folder import SPLITS
+from imgnet.data.sources.shards import INDEX, MANIFEST, Manifest, ShardSource, SplitRecord, record_of, shard_problems
 from imgnet.data.staging import stage, staged_root
 from tests.commands import environment
 from tests.test_data_shards import NUM_CLASSES, folder, sharded  # noqa: F401  (fixtures)

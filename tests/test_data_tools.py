@@ -17,9 +17,9 @@ from scipy.io import savemat
 from typer.testing import CliRunner
 
 from imgnet.cli import app
-from imgnet.data.folder import SPLITS, FolderSource
-from imgnet.data.shards import MANIFEST, shard_problems
-from imgnet.data.verify import open_all, verify
+from imgnet.data.sources.folder import SPLITS, FolderSource
+from imgnet.data.sources.shards import MANIFEST, shard_problems
+from imgnet.data.tools.verify import open_all, verify
 from tests.commands import ROOT, environment
 from tests.test_data_shards import plain, tar_of
 from tests.test_data_staging import checksums, flip_byte

@@ -10,8 +10,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from torchvision.transforms.v2 import functional as reference
 
 from imgnet.config import Interpolation
-from imgnet.data.synthesize import picture
-from imgnet.data.view import EvalView, Resizing, TrainView, View
+from imgnet.data.sampling.view import EvalView, Resizing, TrainView, View
+from imgnet.data.tools.synthesize import picture
 
 SIZES = [(500, 375), (333, 500), (64, 90), (30, 41)]
 WAYS = pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from imgnet.checkpoint.export import export_tensors
 from imgnet.checkpoint.folder import check_worker
 from imgnet.checkpoint.manifest import read_manifest, steps_of
 from imgnet.cli import app
-from imgnet.launch import slurm
-from imgnet.launch.slurm import JobState
-from imgnet.launch.snapshot import take_snapshot
+from imgnet.launch.slurm import commands as slurm
+from imgnet.launch.slurm.commands import JobState
+from imgnet.launch.slurm.snapshot import take_snapshot
 from tests.commands import imgnet, run_py, start_run_py
 from tests.disks import mounted
 from tests.test_launch_processes import only_run, quick, read, wait_until

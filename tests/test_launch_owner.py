@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from imgnet import rundir
-from imgnet.launch import owner, slurm
+from imgnet.launch import owner
 from imgnet.launch.owner import Claim, TakenError, held, is_still_held, last_claim, who_works
-from imgnet.launch.slurm import JobState
+from imgnet.launch.slurm import commands as slurm
+from imgnet.launch.slurm.commands import JobState
 from imgnet.runtime import SlurmJob
 
 FORK = multiprocessing.get_context("fork")
@@ -155,7 +156,7 @@ def test_slurms_sigterm_has_a_worker_save_before_it_ends(
     pretend(tmp_path, Claim(1, host="n1", pid=1))
     code = f"""
 import os, pathlib, signal, threading
-from imgnet.launch import worker
+from imgnet.launch.workers import worker
 worker.GRACE_S = {grace_s}
 stop = worker.watch_signals(pathlib.Path({str(tmp_path)!r}), 1, 1, in_slurm={in_slurm})
 os.kill(os.getpid(), signal.SIGTERM)
@@ -175,7 +176,7 @@ import os, pathlib, signal
 from imgnet.runtime import remember_notice
 remember_notice()
 os.kill(os.getpid(), signal.SIGUSR2)
-from imgnet.launch import worker
+from imgnet.launch.workers import worker
 print(worker.watch_signals(pathlib.Path({str(tmp_path)!r}), 1, 1, in_slurm=True).is_set())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
@@ -186,7 +187,8 @@ def test_a_worker_whose_directory_was_taken_over_ends_without_a_trace(tmp_path: 
     (tmp_path / "logs").mkdir()
     code = f"""
 import pathlib, threading
-from imgnet.launch import owner, worker
+from imgnet.launch import owner
+from imgnet.launch.workers import worker
 worker.BEAT_S = 0.05
 run_dir = pathlib.Path({str(tmp_path)!r})
 worker.watch_signals(run_dir, 0, 1, in_slurm=False)

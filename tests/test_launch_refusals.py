@@ -41,10 +41,7 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
     ),
     (
         [QUICK, "cluster=simulated", "topology=allreduce", "topology.compression=bf16"],
-        [
-            "topology.compression=bf16 is done by DistributedDataParallel, and simulated workers send no gradients; "
-            "leave it out with cluster=simulated"
-        ],
+        ["topology.compression=bf16 is of torch's hooks between processes; cluster=simulated has none"],
     ),
     (
         [QUICK, "cluster=simulated", "precision=fp16", "topology.engine=decent_dp"],

@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 from imgnet import rundir
 from imgnet.cli import app
 from imgnet.config import RunConfig, SlurmConfig, as_yaml, parse, plain, read
-from imgnet.launch import slurm
-from imgnet.launch.batch import QueuedRun, arrays_of, batch_script, problems, ranges
-from imgnet.launch.cores import parse_core_list, share_of_cores
-from imgnet.launch.observe import observe
+from imgnet.launch.follow.observe import observe
+from imgnet.launch.follow.status import duration, show_status
 from imgnet.launch.repeats import identity
-from imgnet.launch.slurm import JobState
-from imgnet.launch.snapshot import snapshot_of_now, take_snapshot
-from imgnet.launch.status import duration, show_status
+from imgnet.launch.slurm import commands as slurm
+from imgnet.launch.slurm.batch import QueuedRun, arrays_of, batch_script, problems, ranges
+from imgnet.launch.slurm.commands import JobState
+from imgnet.launch.slurm.snapshot import snapshot_of_now, take_snapshot
+from imgnet.launch.workers.cores import parse_core_list, share_of_cores
 from tests.commands import ROOT, run_py
 
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from imgnet import rundir
 from imgnet.cli import app
 from imgnet.config import RunConfig, as_yaml
-from imgnet.launch import job
 from imgnet.launch.causes import deaths_told_by_srun
+from imgnet.launch.slurm import job
 from imgnet.rundir import ExitRecord
 from tests.commands import ROOT, environment, run_py
 from tests.slurm.private import free_ports

@@ -7,12 +7,12 @@ import pytest
 
 from imgnet.config import GroupAlgorithm
 from imgnet.parallel.topology import Schedule, build_topology
-from imgnet.plan.method import After, AllReduceMethod, Before, Exchange, GossipMethod, Method
-from imgnet.plan.network import Link, Network
-from imgnet.plan.replay import Timeline, replay, replay_each
-from imgnet.plan.script import Script, Work
-from imgnet.plan.traffic import summed_by_all
-from imgnet.plan.vectors import replay_together
+from imgnet.plan.timeline.method import After, AllReduceMethod, Before, Exchange, GossipMethod, Method
+from imgnet.plan.timeline.network import Link, Network
+from imgnet.plan.timeline.replay import Timeline, replay, replay_each
+from imgnet.plan.timeline.script import Script, Work
+from imgnet.plan.timeline.traffic import summed_by_all
+from imgnet.plan.timeline.vectors import replay_together
 
 PASS_S, UPDATE_S, LATENCY_S, RATE = 1.0, 0.125, 0.01, 1000.0
 READY = 0.75

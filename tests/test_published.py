@@ -24,7 +24,7 @@ from imgnet.checkpoint.export import export_model, read_about
 from imgnet.config import ConfigError, DataBackend, Interpolation, Mode, RunConfig
 from imgnet.data.checks import dali_is_installed
 from imgnet.data.loader import build_eval_loader
-from imgnet.data.synthesize import picture
+from imgnet.data.tools.synthesize import picture
 from imgnet.launch.checks import check
 from imgnet.launch.sweep import _keep_what_was_typed
 from imgnet.models.build import SmallCnn

@@ -16,10 +16,10 @@ from scipy import stats
 from typer.testing import CliRunner, Result
 
 from imgnet.cli import app
-from imgnet.results.curves import Curve, columns_of, curve_of, least_error, points_of, split_of
 from imgnet.results.files import Problems
 from imgnet.results.groups import Group, group_runs
-from imgnet.results.panels import Style, curves_panel, pareto_panel, split_panel
+from imgnet.results.pictures.curves import Curve, columns_of, curve_of, least_error, points_of, split_of
+from imgnet.results.pictures.panels import Style, curves_panel, pareto_panel, split_panel
 from imgnet.results.read import read_runs
 from tests.commands import ROOT
 from tests.run_directories import write_run

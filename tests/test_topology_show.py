@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from imgnet.cli import app
 from imgnet.parallel.topology import FAMILIES, build_topology
-from imgnet.results import topology_picture
-from imgnet.results.topologies import describe_round, deviations
+from imgnet.results.pictures import topology_picture
+from imgnet.results.pictures.topologies import describe_round, deviations
 
 RING = """\
     1/2 1/2   .   .

@@ -16,11 +16,11 @@ from scipy.optimize import least_squares
 
 from imgnet.config import GroupAlgorithm
 from imgnet.parallel.topology import Schedule, build_topology
-from imgnet.plan.buckets import Gradient, by_gradient
-from imgnet.plan.method import AllReduceMethod, GossipMethod, Method
-from imgnet.plan.network import Link, Network
-from imgnet.plan.replay import replay
-from imgnet.plan.script import Work
+from imgnet.plan.timeline.buckets import Gradient, by_gradient
+from imgnet.plan.timeline.method import AllReduceMethod, GossipMethod, Method
+from imgnet.plan.timeline.network import Link, Network
+from imgnet.plan.timeline.replay import replay
+from imgnet.plan.timeline.script import Work
 
 METHODS = ("allreduce", "exp", "alternating-exp-ring")
 TOKENS = 25_000

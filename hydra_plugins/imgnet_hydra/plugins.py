@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from imgnet.config import ConfigError
 from imgnet.launch.commandline import names_nothing, typed_overrides
 from imgnet.launch.composition import Composer
+from imgnet.launch.slurm.watcher import queue_watched
 from imgnet.launch.sweep import read_returns, refuse_what_others_cannot, run_sweep, typed_runs
-from imgnet.launch.watcher import queue_watched
 
 
 @dataclass

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from imgnet.config import DataBackend, DataConfig, DataKind, Interpolation
 from imgnet.config.ranges import shown, wrong_values
-from imgnet.data import digits
-from imgnet.data.folder import (
+from imgnet.data.sources import digits
+from imgnet.data.sources.folder import (
     LAYOUT_HINT,
     SPLITS,
     classes_without_images,
@@ -17,7 +17,7 @@ from imgnet.data.folder import (
     num_images_up_to,
     without_images,
 )
-from imgnet.data.shards import MANIFEST, SHARDS_HINT, read_manifest, shard_problems
+from imgnet.data.sources.shards import MANIFEST, SHARDS_HINT, read_manifest, shard_problems
 from imgnet.runtime import expand
 
 _HINTS = {

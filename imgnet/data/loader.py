@@ -9,16 +9,16 @@ import torch
 import torch.distributed as dist
 
 from imgnet.config import ConfigError, DataBackend, DataConfig, DataKind
-from imgnet.data import order
-from imgnet.data.backend import Backend, Batch, BatchKey, Finisher
-from imgnet.data.bad_images import BadImages
+from imgnet.data.backends.backend import Backend, Batch, BatchKey, Finisher
+from imgnet.data.backends.bad_images import BadImages
 from imgnet.data.checks import chosen_backend
-from imgnet.data.digits import ensure_digits
-from imgnet.data.folder import FolderSource, Split
-from imgnet.data.shards import ShardSource
-from imgnet.data.source import Source
+from imgnet.data.sampling import order
+from imgnet.data.sampling.view import EvalView, Resizing, TrainView, View
+from imgnet.data.sources.digits import ensure_digits
+from imgnet.data.sources.folder import FolderSource, Split
+from imgnet.data.sources.shards import ShardSource
+from imgnet.data.sources.source import Source
 from imgnet.data.staging import stage, staged_root
-from imgnet.data.view import EvalView, Resizing, TrainView, View
 from imgnet.runtime import Runtime
 
 _NO_EPOCH = 0
@@ -201,10 +201,10 @@ def _backend(
     num_workers = max(0, worker.num_threads - 1) if config.num_workers is None else config.num_workers
     # Imported here, because torchvision and DALI take seconds and synthetic images do without them.
     if chosen_backend(config) is DataBackend.dali:
-        from imgnet.data.dali import DaliBackend
+        from imgnet.data.backends.dali import DaliBackend
 
         return DaliBackend(source, view, finish, num_threads=max(1, num_workers), device=worker.device)
-    from imgnet.data.decode import DecodingBackend
+    from imgnet.data.backends.decode import DecodingBackend
 
     on_gpu = worker.device.type == "cuda"
     return DecodingBackend(source, view, finish, num_workers=num_workers, pin_memory=on_gpu)
@@ -234,7 +234,7 @@ def open_source(config: DataConfig, split: Split) -> Source:
 
 
 def _synthetic_backend(config: DataConfig, split: Split, channels_last: bool, worker: Runtime) -> Backend:
-    from imgnet.data.synthetic import SyntheticBackend
+    from imgnet.data.backends.synthetic import SyntheticBackend
 
     num_samples, px = (config.num_train, config.train_px) if split == "train" else (config.num_val, config.eval_px)
     if not num_samples:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgnet.config import ConfigError
-from imgnet.data.shards import MANIFEST, FileRecord, read_manifest, record_of, write_atomically
+from imgnet.data.sources.shards import MANIFEST, FileRecord, read_manifest, record_of, write_atomically
 from imgnet.runtime import available_cores, expand
 
 _MOST_COPIES_AT_ONCE = 8

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imgnet import rundir
 from imgnet.config import SlurmConfig, read
-from imgnet.launch.slurm import JobState
+from imgnet.launch.slurm.commands import JobState
 from imgnet.rundir import ExitRecord, read_exit_records, write_exit_record
 
 SEEN_LATE_S = 2.0
@@ -186,7 +186,7 @@ def _words_of_its_end(said: str) -> list[str]:
 def first_process_killed(run_dir: Path) -> str:
     """Said of a job whose first process is gone without a word."""
     hosts = rundir.read_json(run_dir / "run.json").get("hosts") or ["its first node"]
-    return f"the job's first process (imgnet.launch.job) was killed on {hosts[0]}"
+    return f"the job's first process (imgnet.launch.slurm.job) was killed on {hosts[0]}"
 
 
 def last_words(run_dir: Path, log_from: int = 0) -> str:

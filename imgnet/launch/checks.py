@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 from imgnet import published
 from imgnet.checkpoint import checks as checkpoint
-from imgnet.config import Compression, ConfigError, Mode, Precision, RunConfig, SimulatedConfig, SlurmConfig
+from imgnet.config import ConfigError, Mode, Precision, RunConfig, SimulatedConfig, SlurmConfig
 from imgnet.config.ranges import wrong_values
 from imgnet.data import checks as data
-from imgnet.launch import batch
 from imgnet.launch.layout import Layout, layout_of
+from imgnet.launch.slurm import batch
 from imgnet.models import checks as models
 from imgnet.optim import checks as optim
 from imgnet.parallel import checks as parallel
@@ -103,12 +103,6 @@ def _simulated_problems(config: RunConfig) -> Iterator[str]:
     """What workers that take turns cannot do."""
     if config.precision is Precision.fp16:
         yield "precision=fp16: simulated workers take turns, and cannot agree on a loss scale; use bf16 or fp32"
-    compression = getattr(config.topology, "compression", Compression.none)
-    if compression is not Compression.none:
-        yield (
-            f"topology.compression={compression.value} is done by DistributedDataParallel, and simulated workers send "
-            "no gradients; leave it out with cluster=simulated"
-        )
     if config.compile:
         yield "compile=true would compile the model of each simulated worker; leave it out with cluster=simulated"
 

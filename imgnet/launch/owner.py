@@ -18,7 +18,7 @@ from pathlib import Path
 
 from imgnet import rundir
 from imgnet.config import ConfigError
-from imgnet.launch import slurm
+from imgnet.launch.slurm import commands as slurm
 from imgnet.runtime import SlurmJob
 
 FOLDER = "claims"

@@ -14,7 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from imgnet.checkpoint.manifest import steps_of
 from imgnet.config import Mode, RunConfig, SlurmConfig
 from imgnet.config.settings import NOT_IN_THE_RESULT, is_among, of_the_result
-from imgnet.launch.observe import Observed, observe
+from imgnet.launch.follow.observe import Observed, observe
 from imgnet.launch.owner import who_works
 from imgnet.results.names import display_path
 from imgnet.rundir import read_json

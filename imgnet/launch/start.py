@@ -15,11 +15,11 @@ from imgnet.config.settings import differing, every_setting
 from imgnet.launch import owner
 from imgnet.launch.causes import RunFailed, cause_known_to
 from imgnet.launch.checks import check
-from imgnet.launch.deputy import Deputy
 from imgnet.launch.layout import Layout, layout_of
-from imgnet.launch.local import run_workers
 from imgnet.launch.repeats import identity
-from imgnet.launch.snapshot import PACKAGE
+from imgnet.launch.slurm.deputy import Deputy
+from imgnet.launch.slurm.snapshot import PACKAGE
+from imgnet.launch.workers.local import run_workers
 from imgnet.results.names import display_path
 from imgnet.results.table import show_run
 from imgnet.runtime import (
@@ -113,7 +113,7 @@ def _work_for(job: Submitted, composed: DictConfig) -> None:
     if layout.num_nodes == 1:
         prefer_loopback()
     share_threads(max(1, available_cores() // layout.workers_per_node))
-    from imgnet.launch.worker import work
+    from imgnet.launch.workers.worker import work
 
     package = Path(rundir.read_json(job.run_dir / rundir.SUBMISSION)["code"]) / PACKAGE.name
     work(config, job.run_dir, job.claim, job.store_file, layout.use_gpu, package)
@@ -135,7 +135,7 @@ def _say_what_has_changed(accepted: RunConfig, composed: DictConfig) -> None:
 
 def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement: Placement, layout: Layout) -> None:
     """Be the worker that torchrun or srun made of this process."""
-    from imgnet.launch.worker import exit_record, give_up_on, watch_signals, write_to_log
+    from imgnet.launch.workers.worker import exit_record, give_up_on, watch_signals, write_to_log
     from imgnet.parallel.collectives import agree
     from imgnet.runtime import joined
     from imgnet.train import run

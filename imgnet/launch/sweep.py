@@ -17,16 +17,16 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from imgnet.config import HYDRA, ConfigError, RunConfig, SlurmConfig, parse
-from imgnet.launch.batch import QueuedRun
 from imgnet.launch.causes import RunFailed
 from imgnet.launch.checks import check
 from imgnet.launch.composition import Composer
+from imgnet.launch.follow.wait import wait_for, waits
 from imgnet.launch.layout import Layout
 from imgnet.launch.progress import progress
 from imgnet.launch.repeats import made_before, to_be_continued
+from imgnet.launch.slurm.batch import QueuedRun
+from imgnet.launch.slurm.submit import is_dry, refuse_what_slurm_would, show_plan, submit
 from imgnet.launch.start import no_other_launcher
-from imgnet.launch.submit import is_dry, refuse_what_slurm_would, show_plan, submit
-from imgnet.launch.wait import wait_for, waits
 from imgnet.published import PREPROCESSING
 from imgnet.results.table import show_results
 from imgnet.rundir import not_written

@@ -12,7 +12,7 @@ from imgnet.launch.layout import Layout
 from imgnet.plan.computation import Computation
 from imgnet.plan.predict import predict, setting_of
 from imgnet.plan.source import computation_of
-from imgnet.plan.stragglers import Stragglers, rows_of
+from imgnet.plan.timeline.stragglers import Stragglers, rows_of
 from imgnet.results.names import display_path
 from imgnet.rundir import read_json
 from imgnet.runtime import visible_gpus

@@ -14,7 +14,7 @@ from imgnet.refuse import refuse
 if TYPE_CHECKING:
     from imgnet.plan.computation import Computation
     from imgnet.plan.predict import Prediction
-    from imgnet.plan.stragglers import Stragglers
+    from imgnet.plan.timeline.stragglers import Stragglers
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -158,7 +158,7 @@ def _stragglers(
     step_spread: float | None, worker_spread: float, slow: Sequence[str], hiccup: float, steps_of: Sequence[Path]
 ) -> "Stragglers":
     """What the options say."""
-    from imgnet.plan.stragglers import Stragglers, samples_of
+    from imgnet.plan.timeline.stragglers import Stragglers, samples_of
 
     for name, value in (("--step-spread", step_spread or 0.0), ("--worker-spread", worker_spread)):
         if not 0 <= value < 1:

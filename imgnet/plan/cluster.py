@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from imgnet.config import ClusterConfig, ConfigError, GroupAlgorithm, NetworkConfig
 from imgnet.config.ranges import wrong_values
 from imgnet.launch.layout import Layout
-from imgnet.plan.network import Link, Network
+from imgnet.plan.timeline.network import Link, Network
 
 BYTES_PER_GBIT = 1e9 / 8
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from imgnet.config import ConfigError
-from imgnet.plan.buckets import Bucket, Gradient
-from imgnet.plan.script import Work
+from imgnet.plan.timeline.buckets import Bucket, Gradient
+from imgnet.plan.timeline.script import Work
 from imgnet.rundir import write_atomically
 
 SHARE_OF_FORWARD = 1 / 3

@@ -18,8 +18,8 @@ from imgnet.optim.factory import build_optimizer
 from imgnet.parallel.decentralized import Bucket
 from imgnet.parallel.flat import split_into_buckets
 from imgnet.parallel.strategy import OptimizerFactory
-from imgnet.plan.buckets import Gradient
 from imgnet.plan.computation import Computation
+from imgnet.plan.timeline.buckets import Gradient
 from imgnet.train import objective_of
 
 WARM_UP_STEPS = 3

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from scipy.optimize import nnls
 from torch.multiprocessing import start_processes
 
-from imgnet.plan.network import Link
+from imgnet.plan.timeline.network import Link
 from imgnet.rundir import write_atomically
 from imgnet.runtime import Placement, Runtime, joined, prefer_loopback
 

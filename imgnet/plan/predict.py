@@ -16,19 +16,19 @@ from imgnet.config import (
     WireDtype,
 )
 from imgnet.data.checks import known_num_train
-from imgnet.data.order import steps_per_epoch
+from imgnet.data.sampling.order import steps_per_epoch
 from imgnet.launch.checks import shape_problems
 from imgnet.launch.layout import Layout, layout_of
 from imgnet.parallel.schedule import build_schedule, node_size
 from imgnet.parallel.topology import Schedule
-from imgnet.plan import buckets
 from imgnet.plan.cluster import network_of
 from imgnet.plan.computation import Computation
-from imgnet.plan.method import AllReduceMethod, GossipMethod, Method
-from imgnet.plan.network import Network
-from imgnet.plan.replay import FEWEST_STEPS, replay
-from imgnet.plan.script import Work
-from imgnet.plan.stragglers import Stragglers
+from imgnet.plan.timeline import buckets
+from imgnet.plan.timeline.method import AllReduceMethod, GossipMethod, Method
+from imgnet.plan.timeline.network import Network
+from imgnet.plan.timeline.replay import FEWEST_STEPS, replay
+from imgnet.plan.timeline.script import Work
+from imgnet.plan.timeline.stragglers import Stragglers
 
 NUM_STEPS = 200
 BYTES = {WireDtype.fp32: 4, WireDtype.bf16: 2}
@@ -74,7 +74,7 @@ class Prediction:
     num_steps_of_epoch: int
     num_epochs: int
     is_bound: bool
-    """The true time is this or longer: see :func:`imgnet.plan.replay.replay`."""
+    """The true time is this or longer: see :func:`imgnet.plan.timeline.replay.replay`."""
 
     @property
     def epoch_s(self) -> float:

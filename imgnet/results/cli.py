@@ -137,10 +137,10 @@ def plot(
     each: Annotated[bool, typer.Option("--each", help="A curve for each run, not for all its seeds.")] = False,
 ) -> None:
     """Draw curves with 95 % t intervals over seeds: an overview, or what --y, --split and --pareto ask for."""
-    from imgnet.results import plot as pictures
-    from imgnet.results.curves import X_COLUMNS
     from imgnet.results.files import Problems
     from imgnet.results.groups import group_runs
+    from imgnet.results.pictures import plot as pictures
+    from imgnet.results.pictures.curves import X_COLUMNS
 
     if out.suffix not in pictures.FORMATS:
         refuse(f"--out {out}: the picture must end in {', '.join(pictures.FORMATS)}")

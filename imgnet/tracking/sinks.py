@@ -1,40 +1,12 @@
-"""Where the rows of a run go beside its own files: one interface for every service."""
+"""Where the rows of a run go beside its own files."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from imgnet import rundir
 from imgnet.config import RunConfig, WandbMode
 from imgnet.config.composed import plain
-
-
-class Kind(Enum):
-    """What a row tells of. The value stands before the names of its numbers."""
-
-    epoch = ""
-    step = "step/"
-    system = "system/"
-
-
-class Sink(ABC):
-    """Takes the rows of a run. Used on rank 0 alone, by one thread."""
-
-    @abstractmethod
-    def log(self, kind: Kind, row: Mapping[str, float], step: int) -> None:
-        """Take a row. Waits for no network.
-
-        Args:
-            kind: what it tells of.
-            row: numbers by their names.
-            step: optimizer steps made; does not fall from one row to the next.
-        """
-
-    @abstractmethod
-    def close(self, *, failed: bool) -> None:
-        """Hand over what is left."""
+from imgnet.tracking.sink import Sink
 
 
 def open_sinks(config: RunConfig, run_dir: Path, done_steps: int) -> list[Sink]:

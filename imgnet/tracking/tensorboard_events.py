@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from imgnet.tracking.sinks import Kind, Sink
+from imgnet.tracking.sink import Kind, Sink
 
 
 @final

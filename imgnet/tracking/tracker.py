@@ -15,7 +15,8 @@ from imgnet import rundir
 from imgnet.config import RunConfig
 from imgnet.runtime import Runtime
 from imgnet.tracking.display import build_display
-from imgnet.tracking.sinks import Kind, open_sinks
+from imgnet.tracking.sink import Kind
+from imgnet.tracking.sinks import open_sinks
 from imgnet.tracking.system import SystemMonitor
 
 COLUMNS: tuple[str, ...] = (

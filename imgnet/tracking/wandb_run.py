@@ -8,7 +8,7 @@ from typing import Any, final
 from imgnet import rundir
 from imgnet.config import TrackingConfig, WandbMode
 from imgnet.tracking import wandb_file
-from imgnet.tracking.sinks import Kind, Sink
+from imgnet.tracking.sink import Kind, Sink
 
 
 @final

@@ -33,7 +33,7 @@ def on_workers(
     """
     prefer_loopback()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["imgnet.launch.preload"])
+    context.set_forkserver_preload(["imgnet.launch.workers.preload"])
     per_node = workers_per_node or world_size
     pipes, processes = [], []
     for rank in range(world_size):

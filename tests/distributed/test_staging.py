@@ -10,7 +10,7 @@ import pytest
 
 from imgnet.config import DataConfig, DataKind
 from imgnet.data.loader import prepare_nodes
-from imgnet.data.shards import MANIFEST
+from imgnet.data.sources.shards import MANIFEST
 from imgnet.data.staging import stage, staged_root
 from imgnet.runtime import Runtime
 from tests.distributed.harness import on_workers

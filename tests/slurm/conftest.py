@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from imgnet.launch.observe import FILE_ENDS
+from imgnet.launch.follow.observe import FILE_ENDS
 from tests.commands import IMGNET, ROOT, environment
 from tests.slurm.private import PrivateSlurm, missing_programs
 

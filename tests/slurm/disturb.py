@@ -31,8 +31,8 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from imgnet.data.digits import ensure_digits
-from imgnet.launch.observe import FILE_ENDS, observe
+from imgnet.data.sources.digits import ensure_digits
+from imgnet.launch.follow.observe import FILE_ENDS, observe
 from imgnet.rundir import read_json
 from imgnet.runtime import RUN_DIR
 from tests.commands import ROOT

@@ -169,7 +169,7 @@ class PrivateSlurm:
 
     def first_process(self, run_dir: Path) -> int:
         """The first process of a run's job."""
-        words = [b"imgnet.launch.job", str(run_dir).encode()]
+        words = [b"imgnet.launch.slurm.job", str(run_dir).encode()]
         found = [pid for pid in self.processes() if set(words) <= set(command_of(pid)) and b"srun" in command_of(pid)]
         (pid,) = [pid for pid in found if _parent(pid) not in found]
         return pid

@@ -37,7 +37,7 @@ def _is_over(user: User, run_dir: Path) -> bool:
 @pytest.mark.parametrize("death", DEATHS)
 def test_worker_of_second_node_ends_the_job(developer: User, death: str) -> None:
     what, expected = DEATHS[death]
-    developer.edit("imgnet/launch/worker.py", BEGIN, ON_SECOND_NODE.format(what=what) + BEGIN)
+    developer.edit("imgnet/launch/workers/worker.py", BEGIN, ON_SECOND_NODE.format(what=what) + BEGIN)
     command = developer.start_run_py(*QUICK, "cluster=8xA40", "cluster.wait=true")
     wait_until(lambda: len(developer.runs()) == 1, "a run directory")
     (run_dir,) = developer.runs()
@@ -80,7 +80,7 @@ def test_dead_node_ends_the_job(user: User) -> None:
 
 
 def test_waiting_sweep_names_failed_runs_and_resubmit_makes_them(developer: User) -> None:
-    developer.edit("imgnet/launch/worker.py", BEGIN, FOR_SECOND_SEED + BEGIN)
+    developer.edit("imgnet/launch/workers/worker.py", BEGIN, FOR_SECOND_SEED + BEGIN)
     sweep = (*QUICK, "max_steps=30", "seed=1,2", "cluster=4xA40")
     waited = developer.run_py(*sweep, "cluster.wait=true")
     assert waited.returncode == 1
@@ -90,7 +90,7 @@ def test_waiting_sweep_names_failed_runs_and_resubmit_makes_them(developer: User
     assert f"{first}: " not in waited.stderr
     assert "RuntimeError: seed 2" in developer.imgnet("logs", str(second)).stdout
 
-    developer.edit("imgnet/launch/worker.py", "raise RuntimeError('seed 2')", "pass")
+    developer.edit("imgnet/launch/workers/worker.py", "raise RuntimeError('seed 2')", "pass")
     again = developer.imgnet("resubmit", str(first.parent))
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("submitted job") == 1

@@ -154,7 +154,7 @@ def test_a_killed_first_process_is_named(user: User) -> None:
     os.kill(user.slurm.first_process(run_dir), signal.SIGKILL)
     wait_for_end(run_dir, timeout_s=60)  # nobody looks
     run = run_json(run_dir)
-    said = f"the job's first process (imgnet.launch.job) was killed on {run['hosts'][0]}"
+    said = f"the job's first process (imgnet.launch.slurm.job) was killed on {run['hosts'][0]}"
     assert (run["status"], run["error"]) == ("failed", said)
     wait_until(lambda: state_of(user, job_id(run_dir)) == "FAILED", "the job has ended")
     assert said in user.imgnet("status").stdout

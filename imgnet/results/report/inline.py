@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 
-from imgnet.results.panels import GID, UNFINISHED, Panel, Style
+from imgnet.results.pictures.panels import GID, UNFINISHED, Panel, Style
 
 SVG = "{http://www.w3.org/2000/svg}"
 HREF = "{http://www.w3.org/1999/xlink}href"

@@ -22,8 +22,8 @@ from imgnet.results.formats import sheets
 from imgnet.results.groups import Group, group_runs
 from imgnet.results.measures import MEASURES, Results, results_of
 from imgnet.results.names import display_path
-from imgnet.results.panels import BAND, legend_label
-from imgnet.results.plot import drawing, overview
+from imgnet.results.pictures.panels import BAND, legend_label
+from imgnet.results.pictures.plot import drawing, overview
 from imgnet.results.read import Run, log_end, traceback_of
 from imgnet.results.report.inline import swatch_svg, to_svg
 from imgnet.results.report.question import questions_of

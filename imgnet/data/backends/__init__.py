@@ -1,0 +1,1 @@
+"""From the keys of a batch to its tensors."""

@@ -1,0 +1,33 @@
+"""What every kind of storage offers to a back end that decodes."""
+
+from typing import Protocol
+
+from imgnet.data.sampling.counter import Ints
+from imgnet.data.sources.header import JpegHeader
+
+
+class ImageError(ValueError):
+    """An image that cannot be read or decoded; one line that names the file and the reason."""
+
+
+class Source(Protocol):
+    """Encoded images of one split, numbered from zero. Decoding processes get copies and read at the same time."""
+
+    @property
+    def labels(self) -> Ints:
+        """The class of each image: int64 ``[len(self)]``, from zero."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The encoded image, in any format of JPEG, PNG and WebP. Raises OSError where the storage fails."""
+        ...
+
+    def header(self, index: int, data: bytes) -> JpegHeader | None:
+        """What :func:`.header.read_header` says of ``data``, which :meth:`read` gave for ``index``."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Where the image is, for messages to the user."""
+        ...

@@ -1,0 +1,1 @@
+"""``imgnet data``: from the archives of ImageNet to shards that were verified."""

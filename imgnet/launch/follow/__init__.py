@@ -1,0 +1,1 @@
+"""What is said of runs, wherever they are: states, logs, and waiting for their ends."""

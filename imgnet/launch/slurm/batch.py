@@ -1,0 +1,220 @@
+"""The batch script of an array of runs that ask for the same resources: submitit's, around our first process of a job.
+
+submitit makes the script from its own parameters. What it would run is a pickled function whose errors end in a file,
+whose first task alone is looked at, and whose arrays have no gaps; so its command is :mod:`imgnet.launch.slurm.job`,
+which outlives the workers, and the numbers of an array are those of the runs.
+"""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, final
+
+from submitit import SlurmExecutor
+
+from imgnet.config import RunConfig, SlurmConfig
+
+OURS = ("array", "chdir", "ntasks-per-node", "open-mode", "output", "parsable", "test-only", "wait", "wrap")
+"""sbatch options that a user may not set, because the script depends on them."""
+
+
+@dataclass(frozen=True)
+class QueuedRun:
+    """A run that was accepted, and where it goes."""
+
+    number: int
+    """Of the sweep; the name of its directory and its index in the array."""
+    config: RunConfig
+    overrides: list[str]
+    run_dir: Path
+    sources: list[str]
+    """Further words for ``run.py``, for which the overrides mean the same: ``--config-name``, ``hydra.searchpath``."""
+
+
+@dataclass(frozen=True)
+class JobArray:
+    """Runs of equal resources, in one folder, each in a directory that is named by its number."""
+
+    cluster: SlurmConfig
+    runs: list[QueuedRun]
+    code: Path
+    """The folder whose ``run.py`` the job executes, and whose ``imgnet`` it imports."""
+    working_dir: Path
+    """What relative paths in the configuration refer to."""
+
+    @property
+    def world_size(self) -> int:
+        """Workers of each run."""
+        return self.cluster.nodes * self.cluster.gpus_per_node
+
+
+def arrays_of(runs: Sequence[QueuedRun], code: Path, working_dir: Path) -> list[JobArray]:
+    """The fewest arrays that give every run its own resources, in the order of their first runs."""
+    found: dict[str, list[QueuedRun]] = {}
+    for run in runs:
+        found.setdefault(repr(run.config.cluster), []).append(run)
+    arrays = []
+    for members in found.values():
+        cluster = members[0].config.cluster
+        assert isinstance(cluster, SlurmConfig)
+        arrays.append(JobArray(cluster, members, code, working_dir))
+    return arrays
+
+
+def batch_script(array: JobArray) -> str:
+    """The whole script. It hands over to :mod:`imgnet.launch.slurm.job`, which starts the workers with ``srun``."""
+    executor = BatchExecutor(array.runs[0].run_dir.parent, _command(array))
+    executor.update_parameters(**executor._convert_parameters(_resources(array)), **_placement(array))
+    return executor.script()
+
+
+@final
+class BatchExecutor(SlurmExecutor):
+    """submitit's executor, whose jobs run one shell command without a pickle, and which can be made without a Slurm."""
+
+    def __init__(self, folder: Path, command: str) -> None:
+        super().__init__(folder)
+        self._command = command
+
+    def script(self) -> str:
+        """The text for ``sbatch``."""
+        return self._make_submission_file_text(self._command, uid="")
+
+    @classmethod
+    def affinity(cls) -> int:
+        """That of a cluster, also on a machine that only shows what it would submit."""
+        return 2
+
+
+def _resources(array: JobArray) -> dict[str, Any]:
+    """What the jobs ask for, in submitit's words that all its executors share, and in those of Slurm."""
+    cluster = array.cluster
+    wanted = {
+        "name": ",".join(sorted({run.config.name for run in array.runs})),
+        "nodes": cluster.nodes,
+        "tasks_per_node": cluster.gpus_per_node,
+        "cpus_per_task": cluster.cpus_per_gpu,
+        "gres": gpus(cluster),
+        "mem_gb": cluster.mem_gb,
+        "timeout_min": cluster.timeout_min,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        # To all workers, which save and end; job.py then queues the job again. 0: never.
+        "signal_delay_s": 60 * cluster.notice_min if cluster.max_requeues else 0,
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _placement(array: JobArray) -> dict[str, Any]:
+    """Where the script runs, what it prints to, and what it does before its command."""
+    cluster = array.cluster
+    own: dict[str, Any] = {"chdir": array.working_dir, "output": _output(array)}
+    own["requeue" if cluster.max_requeues else "no-requeue"] = True
+    if len(array.runs) > 1:
+        at_once = f"%{cluster.max_parallel}" if cluster.max_parallel else ""
+        own["array"] = ranges(run.number for run in array.runs) + at_once
+    further = {name: value or True for name, value in cluster.sbatch.items()}
+    return {"use_srun": False, "stderr_to_stdout": True, "setup": _setup(array), "additional_parameters": own | further}
+
+
+def _setup(array: JobArray) -> list[str]:
+    return [
+        "set -e",
+        f"cd -- {shlex.quote(str(array.working_dir))}",  # where its --chdir is gone, Slurm starts a job in /tmp
+        *(f"export {name}={shlex.quote(value)}" for name, value in array.cluster.env.items()),
+        *array.cluster.setup,
+        # Before everything else, and with -P below: an edited file in the working directory must not be imported.
+        f"export PYTHONPATH={shlex.quote(str(array.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"run={_run_dir(array)}",
+    ]
+
+
+def _command(array: JobArray) -> str:
+    python, run_py = f"{shlex.quote(sys.executable)} -P", shlex.quote(str(array.code / "run.py"))
+    job = f'{python} -m imgnet.launch.slurm.job "$run"'
+    return f"exec {job} \\\n  {shlex.join(_srun(array.cluster))} \\\n  {python} {run_py}"
+
+
+def gpus(cluster: SlurmConfig) -> str:
+    """What a node must have, in Slurm's words: ``gpu:A40:4``."""
+    return ":".join(["gpu", *([cluster.gpu_type] if cluster.gpu_type else []), str(cluster.gpus_per_node)])
+
+
+def _run_dir(array: JobArray) -> str:
+    first = array.runs[0].run_dir
+    if len(array.runs) == 1:
+        return shlex.quote(str(first))
+    return f'{shlex.quote(str(first.parent))}/"$SLURM_ARRAY_TASK_ID"'
+
+
+def _output(array: JobArray) -> str:
+    """The log of each run in its own directory. Slurm reads ``%`` in it: ``%a`` is the index in the array."""
+    first = array.runs[0].run_dir
+    folder, name = str(first.parent).replace("%", "%%"), first.name.replace("%", "%%")
+    return f"{folder}/{name if len(array.runs) == 1 else '%a'}/logs/slurm.log"
+
+
+def _srun(cluster: SlurmConfig) -> list[str]:
+    return [
+        "srun",
+        "--kill-on-bad-exit=1",
+        "--wait=0",  # rank 0 may write for longer than a site lets the last task of a step live
+        "--distribution=block",  # ranks of a node are contiguous
+        "--cpu-bind=none",  # workers bind themselves, next to their GPUs
+        f"--cpus-per-task={cluster.cpus_per_gpu}",  # since Slurm 22.05 srun does not take it over from sbatch
+        *cluster.srun,
+    ]
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """``0-3,6`` for 0, 1, 2, 3, 6."""
+    runs = groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])
+    spans = [[number for _, number in pairs] for _, pairs in runs]
+    return ",".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
+
+
+def problems(cluster: SlurmConfig) -> list[str]:
+    """What in the free parts of a cluster would not be read by Slurm as it was meant."""
+    found = [f"cluster.env.{name}: no name of a variable" for name in _not_like(r"[A-Za-z_][A-Za-z0-9_]*", cluster.env)]
+    found += [
+        f"cluster.sbatch.{name}: no long name of an sbatch option (such as qos or mail-type)"
+        for name in _not_like(r"[a-z][a-z0-9-]*", cluster.sbatch)
+    ]
+    found += [f"cluster.sbatch.{name} is set by this package; remove it" for name in cluster.sbatch if name in OURS]
+    words = {name: value for name, value in vars(cluster).items() if isinstance(value, str)}
+    words |= {f"sbatch.{name}": value for name, value in cluster.sbatch.items()}
+    return found + [f"cluster.{name}={value!r}: {why}" for name, value in words.items() if (why := _unreadable(value))]
+
+
+def problems_of_folders(runs: Sequence[QueuedRun], working_dir: Path) -> list[str]:
+    """Why Slurm, or Python in its jobs, would take the folders of these runs for others."""
+    folders = sorted({run.run_dir.parent for run in runs})
+    # What lies in the working directory shares its faults.
+    told = {working_dir: str(working_dir)} | {one: str(one).removeprefix(f"{working_dir}{os.sep}") for one in folders}
+    found = [f"'{folder}': {why}" for folder, text in told.items() if (why := _unreadable(text))]
+    # The code of a job lies in the folder of its sweep.
+    unimportable = [folder for folder in folders if os.pathsep in str(folder)]
+    return found + [f"'{folder}': no job imports its code from a path with {os.pathsep!r}" for folder in unimportable]
+
+
+def _unreadable(value: str) -> str:
+    if "\n" in value:
+        return "must be one line"
+    if "\\" in value:
+        return "must be without a backslash, which Slurm reads in its own way"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "must be UTF-8"
+    return ""
+
+
+def _not_like(pattern: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if not re.fullmatch(pattern, name)]

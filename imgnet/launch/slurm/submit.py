@@ -1,0 +1,201 @@
+"""From accepted runs to jobs in Slurm's queue: nothing is written before Slurm itself has accepted every one."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from imgnet import rundir
+from imgnet.config import ConfigError, SlurmConfig, as_yaml, plain
+from imgnet.launch.progress import progress
+from imgnet.launch.repeats import identity
+from imgnet.launch.slurm import commands as slurm
+from imgnet.launch.slurm.batch import JobArray, QueuedRun, arrays_of, batch_script, problems_of_folders, ranges
+from imgnet.launch.slurm.snapshot import take_snapshot
+from imgnet.results.names import display_path, typed_path
+
+MEMORY = "sweep.json"
+"""In a sweep's folder: ``working_dir``, and by number what was submitted into it: each run's ``overrides``, ``sources``
+and ``config``."""
+
+
+def is_dry(runs: Sequence[QueuedRun]) -> bool:
+    """Whether one of the runs asks only to be shown."""
+    return any(isinstance(run.config.cluster, SlurmConfig) and run.config.cluster.dry_run for run in runs)
+
+
+def refuse_what_slurm_would(runs: Sequence[QueuedRun]) -> None:
+    """Ask Slurm about every array before anything is written.
+
+    Raises:
+        ConfigError: a line for each array that it would not take, or that there is no Slurm here.
+    """
+    if not runs:
+        return
+    if not slurm.is_here():
+        names = dict.fromkeys(run.config.cluster.name for run in runs)
+        raise ConfigError([f"cluster={name}: {slurm.NO_SBATCH}" for name in names])
+    _refuse_folders(runs)
+    problems = []
+    for array in _planned(runs):
+        problems += slurm.refusal(batch_script(array), array.cluster)
+    if problems:
+        raise ConfigError(problems)
+    try:
+        slurm.cluster_name()  # belongs to a submission
+    except slurm.NoAnswerError as silence:
+        raise ConfigError([str(silence)]) from None
+
+
+def show_plan(runs: Sequence[QueuedRun]) -> None:
+    """Print what would be queued: the script of each array, and the configuration of each run.
+
+    Raises:
+        ConfigError: Slurm would read the script otherwise than it is meant.
+    """
+    _refuse_folders(runs)
+    for array in _planned(runs):
+        sys.stdout.write(f"# batch script of {_runs(array)}, cluster={array.cluster.name}\n{batch_script(array)}\n")
+    for run in runs:
+        sys.stdout.write(f"# configuration of run {run.number} {' '.join(run.overrides)}\n")
+        sys.stdout.write(as_yaml(run.config) + "\n")
+
+
+def submit(
+    runs: Sequence[QueuedRun], folder: Path, *, code: Path, forget_folder: Callable[[], None] = lambda: None
+) -> None:
+    """Make the run directories and queue the runs.
+
+    Args:
+        runs: accepted, each to be made in ``folder``.
+        folder: of the sweep.
+        code: the snapshot that the jobs import; made if it is not there.
+        forget_folder: removes the folder, where it was made for these runs.
+
+    Raises:
+        ConfigError: Slurm refused an array after all, and what was queued before is in the queue; or the disk did not
+            take what had to be written, and nothing is queued.
+    """
+    if not runs:
+        return
+    is_new, queued = not code.exists(), list[str]()
+    try:
+        if is_new:
+            take_snapshot(code)
+        _remember(runs, folder)
+        for run in progress(runs, "written"):
+            _note_submission(run, None, code)  # before anything begins: a job waits for its number to be noted
+            _make_run_dir(run)
+        for array in arrays_of(runs, code, Path.cwd()):
+            _queue(array, folder, queued)
+    except OSError as error:
+        _take_back(queued)
+        if is_new:
+            shutil.rmtree(code, ignore_errors=True)
+        forget_folder()
+        raise ConfigError([f"nothing is submitted: {rundir.not_written(error, folder)}"]) from error
+    _show_what_next(runs)
+
+
+def _queue(array: JobArray, folder: Path, queued: list[str]) -> None:
+    script = _write_script(array, folder)
+    queued.append(slurm.submit(script))
+    for run in array.runs:
+        index = f"_{run.number}" if len(array.runs) > 1 else ""
+        _note_submission(run, queued[-1] + index, array.code)
+    print(f"submitted job {queued[-1]}: {_runs(array)} with {_resources(array.cluster)}", flush=True)
+
+
+def _take_back(queued: Sequence[str]) -> None:
+    """End jobs whose numbers could not be written down."""
+    if queued:
+        slurm.cancel(queued)
+        print(f"cancelled: {', '.join(queued)}", flush=True)
+
+
+def _show_what_next(runs: Sequence[QueuedRun]) -> None:
+    """Print where the runs are, and how to follow them."""
+    folder, first = runs[0].run_dir.parent, runs[0].run_dir
+    numbers = f"/<{ranges(run.number for run in runs)}>"
+    print(f"results: {display_path(first) if len(runs) == 1 else display_path(folder) + numbers}")
+    print(f"follow:  imgnet status {typed_path(folder)}\n         imgnet logs {typed_path(first)} -f", flush=True)
+
+
+def _refuse_folders(runs: Sequence[QueuedRun]) -> None:
+    if problems := problems_of_folders(runs, Path.cwd()):
+        raise ConfigError([" ".join(problem.splitlines()) for problem in problems])
+
+
+def _planned(runs: Sequence[QueuedRun]) -> list[JobArray]:
+    return arrays_of(runs, runs[0].run_dir.parent / "code", Path.cwd())
+
+
+def _runs(array: JobArray) -> str:
+    number = len(array.runs)
+    return "1 run" if number == 1 else f"{number} runs"
+
+
+def _resources(cluster: SlurmConfig) -> str:
+    kind = f" {cluster.gpu_type}" if cluster.gpu_type else ""
+    nodes = "1 node" if cluster.nodes == 1 else f"{cluster.nodes} nodes"
+    return f"{nodes} of {cluster.gpus_per_node}{kind} (cluster={cluster.name})"
+
+
+def _remember(runs: Sequence[QueuedRun], folder: Path) -> None:
+    """Note the runs in the sweep's folder, so that one whose directory is lost can be made again."""
+    known: dict[str, Any] = rundir.read_json(folder / MEMORY).get("runs", {})
+    for run in runs:
+        known[str(run.number)] = {"overrides": run.overrides, "sources": run.sources, "config": plain(run.config)}
+    text = json.dumps({"working_dir": str(Path.cwd()), "runs": known}, indent=1)
+    rundir.write_atomically(folder / MEMORY, text + "\n")
+
+
+def _make_run_dir(run: QueuedRun) -> None:
+    cluster = run.config.cluster
+    assert isinstance(cluster, SlurmConfig)
+    rundir.create(
+        run.run_dir,
+        as_yaml(run.config),
+        overrides=run.overrides,
+        seed=run.config.seed,
+        epochs=run.config.epochs,
+        world_size=cluster.nodes * cluster.gpus_per_node,
+        identity=identity(run.config),
+        status="queued",
+    )
+
+
+def _write_script(array: JobArray, folder: Path) -> Path:
+    scripts = folder / "slurm"
+    scripts.mkdir(exist_ok=True)
+    path = scripts / f"{len(list(scripts.iterdir())) + 1}.sh"
+    rundir.write_atomically(path, batch_script(array))
+    return path
+
+
+def _note_submission(run: QueuedRun, job_id: str | None, code: Path) -> None:
+    """Write which job the run is, and no other: one that finds another number leaves the directory alone."""
+    run_dir = run.run_dir
+    # A file of its own: the job may have begun, and write run.json at the same moment.
+    note = {
+        "slurm_job_id": job_id,
+        "cluster": slurm.cluster_name(),
+        "submitted": rundir.now(),
+        "code": str(code),
+        "run.py": [*run.sources, *run.overrides],
+    }
+    run_dir.mkdir(exist_ok=True)
+    rundir.write_atomically(run_dir / rundir.SUBMISSION, json.dumps(note, indent=2) + "\n")
+
+
+def note_cancelled(run_dir: Path, when: str | None) -> None:
+    """Write down that the run's job is ended on purpose, before Slurm is told: the job reads it as it ends.
+
+    Args:
+        run_dir: of the run.
+        when: now; None takes it back.
+    """
+    note = rundir.read_json(run_dir / rundir.SUBMISSION) | {"cancelled": when}
+    rundir.write_atomically(run_dir / rundir.SUBMISSION, json.dumps(note, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""What the workers of a cluster do in a step, one thing after the other, and when."""
