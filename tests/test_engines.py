@@ -21,7 +21,7 @@ RUN = [
     "topology",
     [
         ["topology=exp"],
-        ["topology=ring", "averaging=adaptive", "averaging.start_epoch=1"],
+        pytest.param(["topology=ring"], marks=pytest.mark.slow),
         pytest.param(["topology=alternating-exp-ring", "cluster.simulated_nodes=2"], marks=pytest.mark.slow),
     ],
     ids=lambda overrides: overrides[0].removeprefix("topology="),
