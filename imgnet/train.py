@@ -38,7 +38,7 @@ from imgnet.data.loader import EvalLoader, TrainLoader, build_eval_loader, build
 from imgnet.evaluate import AUTOCAST_DTYPES, Scores, autocast, evaluate
 from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
-from imgnet.optim.schedule import learning_rate
+from imgnet.optim.schedule import rate_of
 from imgnet.parallel.build import build_workers
 from imgnet.parallel.collectives import sum_over_workers
 from imgnet.parallel.hang import HangWatch
@@ -329,15 +329,7 @@ class Loop:
         )
 
     def _learning_rate(self, step: int) -> float:
-        optimizer = self.config.optimizer
-        return learning_rate(
-            step,
-            lr=optimizer.lr,
-            min_lr=optimizer.min_lr,
-            warmup_steps=round(optimizer.warmup_epochs * self.steps_per_epoch),
-            warmup_factor=optimizer.warmup_factor,
-            total_steps=self.config.epochs * self.steps_per_epoch,
-        )
+        return rate_of(self.config.optimizer, step, self.config.epochs, self.steps_per_epoch)
 
     def _end_epoch(self) -> dict[str, float]:
         """The row of the epoch that has just ended, with an evaluation where one is due."""

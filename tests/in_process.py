@@ -22,12 +22,13 @@ class Workers:
         network = MemoryNetwork()
         self.values = values
         mixers = [Mixer(schedule, [block], rank, wire_dtype, network.wire(rank)) for rank, block in enumerate(values)]
+        self._schedule = schedule
         self._averagings = [mixer.averagings[0] for mixer in mixers]
 
     def mix(self, step: int) -> None:
         """The round of a step, from its beginning to its end."""
         for averaging in self._averagings:
-            averaging.start(step)
+            averaging.start(self._schedule.round_at(step))
         for averaging in self._averagings:
             averaging.finish()
 

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from imgnet.config import ConfigError, ModelConfig, RunConfig, parse, register_schemas
+from imgnet.config import AveragingConfig, ConfigError, ModelConfig, RunConfig, parse, register_schemas
 from imgnet.config.ranges import Declared, declared, taken_apart, wrong_values
 from imgnet.config.settings import schemas
 from imgnet.launch.checks import check
@@ -34,6 +34,9 @@ EXAMPLES = {
     "RandomConfig": ["topology=random", SWITCHED],
     "LatticeConfig": ["topology=grid", SWITCHED],
     "CustomConfig": ["topology=custom", "topology.rounds=[[{ranks: [0, 1, 2, 3], weight: 0.5}], [[0, 1, 0.5]]]"],
+    "AdaptiveConfig": ["topology=ring", "averaging=adaptive"],
+    "LocalStepsConfig": ["topology=ring", "averaging=local"],
+    "OuterConfig": ["topology=ring", "averaging=outer"],
     "SgdConfig": ["optimizer=sgd"],
     "AdamConfig": ["optimizer=adam"],
     "AccumAdamConfig": ["optimizer=accum_adam"],
@@ -130,7 +133,7 @@ def test_every_wrong_value_is_refused_in_one_line_that_names_its_key(group: str,
     cases = list(wrong_of_schema(schema, group, config[group] if group else config))
     answers = [(key, wrong, refused(config, key, wrong)) for key, wrong in cases]
     assert [answer for answer in answers if not is_clear(*answer)] == []
-    assert cases or schema is ModelConfig, "which has names and switches only"
+    assert cases or schema in (ModelConfig, AveragingConfig), "which have names and switches only"
 
 
 def is_clear(key: str, wrong: Any, lines: list[str]) -> bool:

@@ -119,6 +119,8 @@ def parse_saved(saved: DictConfig) -> RunConfig:
         ConfigError: keys without a value.
     """
     for group, schemas in GROUP_SCHEMAS.items():
+        if group == "averaging" and group not in saved:  # of a run that was made before there was a choice
+            continue
         saved[group] = OmegaConf.merge(_schema_of(set(saved[group]), list(schemas.values())), saved[group])
     return parse(saved)
 

@@ -328,6 +328,55 @@ class CustomConfig(DecentralizedConfig):
 
 
 @dataclass
+class AveragingConfig:
+    """How and when workers average. ``every_step``: in every step, behind the next forward and backward pass."""
+
+    name: str = "every_step"
+
+
+@dataclass
+class AdaptiveConfig(AveragingConfig):
+    """Adaptive consensus: how much of an average is taken in follows the learning rate (DSGD-AC, arXiv 2602.02899)."""
+
+    power: NotNegative = 3.0
+    """``min_factor + (max_factor - min_factor) (lr / lr of start_epoch)^power`` of an average is taken in."""
+    start_epoch: NotNegative = 10.0
+    """Epochs in which it is ``max_factor``."""
+    min_factor: Share = 0.0
+    max_factor: Share = 1.0
+
+
+@dataclass
+class LocalStepsConfig(AveragingConfig):
+    """Each worker trains by itself for some steps; the average after them comes before the next forward pass."""
+
+    every: Count = 8
+    """Steps from one average to the next."""
+    start_epoch: NotNegative = 0.0
+    """Epochs in which every step ends with an exact average of all workers (post-local SGD, arXiv 1808.07217)."""
+    qsr_alpha: NotNegative = 0.0
+    """Above 0: ``max(every, (qsr_alpha / lr)^qsr_power)`` steps (quadratic synchronisation rule, arXiv 2310.14423)."""
+    qsr_power: Positive = 2.0
+    exact_every: WholeNumber = 0
+    """Each so many averages is one of all workers (Gossip-PGA, Chen et al. 2021); 0: none is."""
+
+
+@dataclass
+class OuterConfig(AveragingConfig):
+    """Local steps, after which a second optimizer moves slow weights towards the average."""
+
+    every: Count = 50
+    """Local steps before each step of the outer optimizer."""
+    lr: Positive = 0.7
+    """Of the outer optimizer."""
+    momentum: BelowOne = 0.9
+    nesterov: bool = True
+    """false: heavy ball."""
+    scale_by_lr: bool = False
+    """Momentum of the way divided by the learning rate, as SlowMo has it where rates change."""
+
+
+@dataclass
 class OptimizerConfig:
     """An update rule and its schedule: linear warm-up to ``lr``, then a cosine down to ``min_lr``."""
 
@@ -529,6 +578,7 @@ class RunConfig:
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     topology: TopologyConfig = MISSING
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
     optimizer: OptimizerConfig = MISSING
     cluster: ClusterConfig = MISSING
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -549,6 +599,12 @@ GROUP_SCHEMAS: dict[str, dict[str, type]] = {
         "equi_dyn": EquiDynConfig,
         "lattice": LatticeConfig,
         "custom": CustomConfig,
+    },
+    "averaging": {
+        "any": AveragingConfig,
+        "adaptive": AdaptiveConfig,
+        "local": LocalStepsConfig,
+        "outer": OuterConfig,
     },
     "optimizer": {"sgd": SgdConfig, "adam": AdamConfig, "accum_adam": AccumAdamConfig},
     "cluster": {"local": LocalConfig, "simulated": SimulatedConfig, "slurm": SlurmConfig},

@@ -83,7 +83,7 @@ def _checks(config: RunConfig, layout: Layout | None, *, on_this_machine: bool) 
     if layout is not None:
         sizes = layout.world_size, layout.workers_per_node
         yield BATCHES, lambda: _batch_problems(config, layout.world_size)
-        yield {"topology", "optimizer", "epochs"}, lambda: parallel.problems(config, *sizes)
+        yield {"topology", "averaging", "optimizer", "epochs"}, lambda: parallel.problems(config, *sizes)
         yield {"checkpoint"}, lambda: checkpoint.problems(config, *sizes)
 
 

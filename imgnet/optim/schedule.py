@@ -2,6 +2,8 @@
 
 from math import cos, pi
 
+from imgnet.config import OptimizerConfig
+
 
 def learning_rate(
     step: int, *, lr: float, min_lr: float, warmup_steps: int, warmup_factor: float, total_steps: int
@@ -17,3 +19,15 @@ def learning_rate(
         return lr * (warmup_factor + (1.0 - warmup_factor) * step / warmup_steps)
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return min_lr + 0.5 * (lr - min_lr) * (1.0 + cos(pi * progress))
+
+
+def rate_of(optimizer: OptimizerConfig, step: int, epochs: int, steps_per_epoch: int) -> float:
+    """Learning rate of a step of a run with this optimizer."""
+    return learning_rate(
+        step,
+        lr=optimizer.lr,
+        min_lr=optimizer.min_lr,
+        warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
+        warmup_factor=optimizer.warmup_factor,
+        total_steps=epochs * steps_per_epoch,
+    )

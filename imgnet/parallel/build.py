@@ -5,14 +5,15 @@ from typing import Any
 
 from torch.nn import Module
 
-from imgnet.config import AllReduceConfig, DecentralizedConfig, Engine, Precision, RunConfig
+from imgnet.config import AdaptiveConfig, AllReduceConfig, DecentralizedConfig, Engine, Precision, RunConfig
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.parallel.allreduce import AllReduce
+from imgnet.parallel.averaging.build import consensus_factor, method_of
 from imgnet.parallel.compression import build_compressor
 from imgnet.parallel.decent_dp import DecentDp
 from imgnet.parallel.decentralized import Decentralized
 from imgnet.parallel.members import Member
-from imgnet.parallel.schedule import build_schedule, node_size
+from imgnet.parallel.schedule import build_schedule, exact_topology, node_size
 from imgnet.parallel.simulated import SimulatedAllReduce, SimulatedDecentralized, copies_of
 from imgnet.parallel.strategy import Objective, OptimizerFactory, Strategy
 from imgnet.parallel.topology import Schedule
@@ -38,9 +39,14 @@ def build_strategy(
     assert isinstance(topology, DecentralizedConfig)
     schedule = _schedule(config, topology, runtime, steps_per_epoch)
     if topology.engine is Engine.decent_dp:
-        sizes = {"num_accumulation_steps": config.num_accumulation_steps, "bucket_mb": topology.bucket_mb}
+        sizes: dict[str, Any] = {
+            "num_accumulation_steps": config.num_accumulation_steps,
+            "bucket_mb": topology.bucket_mb,
+        }
+        if isinstance(config.averaging, AdaptiveConfig):
+            sizes["factor"] = consensus_factor(config, config.averaging, steps_per_epoch)
         return DecentDp(module, objective, make_optimizer, schedule.phases[0].topology, runtime, **sizes)
-    settings = _settings(config, topology, runtime)
+    settings = _settings(config, topology, runtime, steps_per_epoch)
     return Decentralized(module, objective, make_optimizer, schedule, runtime, **settings)
 
 
@@ -80,7 +86,7 @@ def _simulated(
         return together, together.members
     assert isinstance(topology, DecentralizedConfig)
     schedule, network = _schedule(config, topology, runtime, steps_per_epoch), MemoryNetwork()
-    settings = _settings(config, topology, runtime)
+    settings = _settings(config, topology, runtime, steps_per_epoch)
     members = []
     for rank in runtime.ranks:
         worker, wire = replace(runtime, rank=rank), network.wire(rank)
@@ -101,11 +107,15 @@ def _random_of(seed: int) -> dict[str, Any]:
 
 def _schedule(config: RunConfig, topology: DecentralizedConfig, runtime: Runtime, steps_per_epoch: int) -> Schedule:
     per_node = node_size(config.cluster, runtime.workers_per_node)
-    return build_schedule(topology, runtime.num_workers, per_node, steps_per_epoch)
+    schedule = build_schedule(topology, runtime.num_workers, per_node, steps_per_epoch)
+    return replace(schedule, exact=exact_topology(config.averaging, runtime.num_workers, per_node))
 
 
-def _settings(config: RunConfig, topology: DecentralizedConfig, runtime: Runtime) -> dict[str, Any]:
-    return {"bucket_mb": topology.bucket_mb, "wire_dtype": topology.wire_dtype} | _common(config, runtime)
+def _settings(
+    config: RunConfig, topology: DecentralizedConfig, runtime: Runtime, steps_per_epoch: int
+) -> dict[str, Any]:
+    own = {"bucket_mb": topology.bucket_mb, "wire_dtype": topology.wire_dtype}
+    return own | {"make_method": method_of(config, steps_per_epoch)} | _common(config, runtime)
 
 
 def _common(config: RunConfig, runtime: Runtime) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from imgnet.config import (
+    AdaptiveConfig,
     AllReduceConfig,
+    AveragingConfig,
     BaseGraphConfig,
     Compression,
     CustomConfig,
@@ -14,6 +16,8 @@ from imgnet.config import (
     EquiDynConfig,
     EquiStaticConfig,
     LatticeConfig,
+    LocalStepsConfig,
+    OuterConfig,
     Precision,
     RandomConfig,
     RunConfig,
@@ -51,6 +55,16 @@ SCHEMAS: dict[str, type[TopologyConfig]] = {
     "custom": CustomConfig,
 }
 """Every topology, and the schema of its settings."""
+AVERAGING: dict[str, type[AveragingConfig]] = {
+    "every_step": AveragingConfig,
+    "adaptive": AdaptiveConfig,
+    "local": LocalStepsConfig,
+    "outer": OuterConfig,
+    "diloco": OuterConfig,
+    "slowmo": OuterConfig,
+    "noloco": OuterConfig,
+}
+"""Every way to average, and the schema of its settings."""
 
 
 def problems(config: RunConfig, world_size: int, workers_per_node: int) -> Iterator[str]:
@@ -62,18 +76,46 @@ def problems(config: RunConfig, world_size: int, workers_per_node: int) -> Itera
         workers_per_node: those of one node.
     """
     topology = config.topology
-    names = [*_name_problems(topology)]
+    names = [*_name_problems(topology), *_averaging_name_problems(config.averaging)]
     if names:
         yield from names
     elif isinstance(topology, DecentralizedConfig):
         yield from _switch_problems(topology, config.epochs)
+        yield from _averaging_problems(config, topology)
         yield from _schedule_problems(config, topology, world_size, workers_per_node)
     else:
         assert isinstance(topology, AllReduceConfig)
         yield from _all_reduce_problems(config, topology, world_size)
 
 
+def _averaging_name_problems(averaging: AveragingConfig) -> Iterator[str]:
+    schema, key = AVERAGING.get(averaging.name), f"averaging.name={averaging.name}"
+    if schema is None:
+        yield f"{key}: there is no such way to average; {nearest(averaging.name, AVERAGING)}"
+    elif schema is not type(averaging):
+        yield f"{key} stands among settings that are not its own; choose averaging={averaging.name}"
+
+
+def _averaging_problems(config: RunConfig, topology: DecentralizedConfig) -> Iterator[str]:
+    averaging = config.averaging
+    key = f"averaging={averaging.name}"
+    if isinstance(averaging, AdaptiveConfig) and averaging.min_factor > averaging.max_factor:
+        yield (
+            f"averaging.min_factor={averaging.min_factor} must be at most averaging.max_factor={averaging.max_factor}"
+        )
+    start = getattr(averaging, "start_epoch", 0.0)
+    if start >= config.epochs:
+        yield f"averaging.start_epoch={start:g} leaves nothing of epochs={config.epochs} to {key}"
+    if isinstance(averaging, LocalStepsConfig | OuterConfig):
+        if topology.every > 1:
+            yield f"topology.every={topology.every} is for averaging=every_step; {key} has averaging.every"
+        if isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
+            yield f"optimizer.quasi_global=true takes an average before each update; {key} has none there"
+
+
 def _all_reduce_problems(config: RunConfig, topology: AllReduceConfig, world_size: int) -> Iterator[str]:
+    if config.averaging.name != "every_step":
+        yield f"averaging={config.averaging.name} averages parameters, and topology=allreduce gradients; use complete"
     if isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
         yield (
             "optimizer.quasi_global=true is momentum for workers that differ, and with topology=allreduce none do; "
@@ -167,6 +209,8 @@ def _reasons_against_decent_dp(
         yield "needs 2 or more workers"
     else:
         yield from _rounds_without_decent_dp(topology, schedule)
+    if isinstance(config.averaging, LocalStepsConfig | OuterConfig):
+        yield f"averages in every step (averaging={config.averaging.name})"
     if topology.wire_dtype is not WireDtype.fp32:
         yield f"sends fp32 only (topology.wire_dtype={topology.wire_dtype.value})"
     if topology.schedule:

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
-from imgnet.parallel.averaging import float_buffers, neighbour_distance, standing_in
+from imgnet.parallel.average import float_buffers, neighbour_distance, standing_in
+from imgnet.parallel.averaging.adaptive import ConsensusFactor
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import GroupRound, Topology
@@ -45,6 +46,7 @@ class DecentDp(Strategy):
         runtime: this worker.
         num_accumulation_steps: passes in one step.
         bucket_mb: size of a message, in 2^20 bytes.
+        factor: share of an average that is taken in; None: all of it.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class DecentDp(Strategy):
         *,
         num_accumulation_steps: int,
         bucket_mb: int,
+        factor: ConsensusFactor | None = None,
     ) -> None:
         logger.remove()  # its messages repeat what the run directory says
         logger.add(sys.stderr, level="WARNING")
@@ -65,6 +68,7 @@ class DecentDp(Strategy):
         self._make_optimizer = make_optimizer
         self._num_accumulation_steps = num_accumulation_steps
         self._topology = topology
+        self._factor = factor
         self._rank = runtime.rank
         self._wire = ProcessWire(runtime.device)
         self._optimizers: list[Optimizer] = []
@@ -88,6 +92,8 @@ class DecentDp(Strategy):
     def step(self, images: Tensor, targets: Tensor, lr: float, step: int) -> Tensor:
         """See :meth:`Strategy.step`. The package counts steps itself, from its first one on; it never resumes."""
         passes = self._num_accumulation_steps
+        if self._factor is not None:
+            self._parallel.set_adaptive_factor(self._factor(step, lr))
         total = torch.zeros((), device=images.device)
         for number, (some, labels) in enumerate(zip(images.chunk(passes), targets.chunk(passes), strict=True), start=1):
             self._parallel.set_accumulate_grad(number < passes)

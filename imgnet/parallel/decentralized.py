@@ -7,7 +7,8 @@ the optimizer's update::
 
 The averaging of ``x[t]`` starts when it is computed and ends when the gradient at it is there, so that it costs time
 only where it takes longer than a forward and a backward pass (arXiv 2410.11998). All of this is done for each bucket
-of parameters by itself, as soon as the backward pass has that bucket's gradients.
+of parameters by itself, as soon as the backward pass has that bucket's gradients. Other ways to average
+(:mod:`imgnet.parallel.averaging`) start and end averages at other times.
 """
 
 from collections.abc import Iterator
@@ -23,10 +24,12 @@ from torch.optim import Optimizer
 from imgnet.config import WireDtype
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.optim.restore import restore_optimizer
-from imgnet.parallel.averaging import float_buffers, neighbour_distance, standing_in
+from imgnet.parallel.average import float_buffers, neighbour_distance, standing_in
+from imgnet.parallel.averaging.every_step import EveryStep
+from imgnet.parallel.averaging.method import MakeMethod
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.flat import NamedParameter, flatten, split_into_buckets
-from imgnet.parallel.mixing import Averaging, Mixer, sums_over
+from imgnet.parallel.mixing import Mixer, sums_over
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import Schedule
 from imgnet.parallel.wire import Wire
@@ -66,6 +69,7 @@ class Decentralized(Strategy):
         scaler: loss scaling.
         bucket_mb: size of a message, in 2^20 bytes.
         wire_dtype: numbers in the messages.
+        make_method: how and when this worker averages.
         wire: to the other workers, whose models are the same; None: to the processes of the group, which get rank 0's.
     """
 
@@ -82,6 +86,7 @@ class Decentralized(Strategy):
         scaler: LossScaler,
         bucket_mb: int,
         wire_dtype: WireDtype = WireDtype.fp32,
+        make_method: MakeMethod = EveryStep,
         wire: Wire | None = None,
     ) -> None:
         self._module = module
@@ -98,7 +103,7 @@ class Decentralized(Strategy):
             wire = ProcessWire(runtime.device, sums_over(schedule, wire_dtype))
         self._wire = wire
         self._mixer = Mixer(schedule, self.blocks, runtime.rank, wire_dtype, wire)
-        self._step = 0
+        self._method = make_method(self._mixer)
         self._next = 0
         self._last_pass = False
         self._update_in_backward = max_grad_norm is None and not scaler.enabled
@@ -116,7 +121,9 @@ class Decentralized(Strategy):
         set_learning_rate((bucket.optimizer for bucket in self._buckets), lr)
         for bucket in self._buckets:
             bucket.num_missing = len(bucket.parameters)
-        self._step, self._next = step, 0
+        self._next = 0
+        with torch.no_grad():
+            self._method.before_step(step, lr)
         loss = self._accumulate_gradients(images, targets)
         if not self._update_in_backward:
             self._make_gradients_ready()
@@ -147,16 +154,17 @@ class Decentralized(Strategy):
 
     def _update_buckets(self, end: int) -> None:
         while self._next < end:
-            self._update(self._buckets[self._next], self._mixer.averagings[self._next])
+            self._update(self._next)
             self._next += 1
 
     @torch.no_grad()
-    def _update(self, bucket: Bucket, averaging: Averaging) -> None:
-        """Take the average that was under way, make the local update on it, and start the next average."""
-        averaging.finish()
-        self._scaler.step(bucket.optimizer)
-        bucket.optimizer.zero_grad()
-        averaging.start(self._step)
+    def _update(self, index: int) -> None:
+        """Make the local update of a bucket, between what the way to average does before and after it."""
+        optimizer = self._buckets[index].optimizer
+        self._method.before_update(index)
+        self._scaler.step(optimizer)
+        optimizer.zero_grad()
+        self._method.after_update(index)
 
     def _make_gradients_ready(self) -> None:
         # In the order of the model, so that the norm rounds as it does in plain training.
@@ -182,6 +190,7 @@ class Decentralized(Strategy):
         return {
             "optimizers": [bucket.optimizer.state_dict() for bucket in self._buckets],
             "scaler": self._scaler.state(),
+            "averaging": self._method.state(),
         }
 
     def restore(self, state: dict[str, Any], num_steps: int) -> None:
@@ -189,9 +198,8 @@ class Decentralized(Strategy):
         self._scaler.restore(state["scaler"])
         for bucket, optimizer_state in zip(self._buckets, state["optimizers"], strict=True):
             restore_optimizer(bucket.optimizer, optimizer_state)
-        if num_steps > 0:
-            for averaging in self._mixer.averagings:
-                averaging.start(num_steps - 1)
+        with torch.no_grad():
+            self._method.restore(state.get("averaging", {}), num_steps)
 
     def communication_wait_s(self) -> float:
         """See :meth:`Strategy.communication_wait_s`."""

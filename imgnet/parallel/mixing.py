@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imgnet.config import WireDtype
-from imgnet.parallel.topology import Group, Part, Schedule
+from imgnet.parallel.topology import Group, Part, Round, Schedule
 from imgnet.parallel.transfers import (
     GroupAllReduce,
     Lane,
@@ -19,8 +19,6 @@ from imgnet.parallel.transfers import (
     as_neighbours,
 )
 from imgnet.parallel.wire import Wire
-
-WIRE_DTYPES = {WireDtype.fp32: torch.float32, WireDtype.bf16: torch.bfloat16}
 
 
 class WaitClock:
@@ -62,24 +60,23 @@ class WaitClock:
 class Averaging:
     """The averaging of one block, round after round. At most one is under way.
 
-    It holds nothing that the block and the number of the step do not say: after a restart, ``start`` of the last step
-    with the block as it was brings the averaging back that was under way.
+    It holds nothing that the block and the round do not say: after a restart, ``start`` of the last round with the
+    block as it was brings the averaging back that was under way.
     """
 
-    def __init__(self, schedule: Schedule, rank: int, transfers: Mapping[Part, Transfer], clock: WaitClock) -> None:
-        self._schedule = schedule
+    def __init__(self, rank: int, transfers: Mapping[Part, Transfer], clock: WaitClock) -> None:
         self._rank = rank
         self._transfers = transfers
         self._clock = clock
         self._under_way: Transfer | None = None
 
-    def start(self, step: int) -> None:
-        """Begin the round of a step: 0, 1, 2, ..., the same on all workers. The block must not change until the end.
+    def start(self, round_: Round) -> None:
+        """Begin a round of the schedule, the same on all workers. The block must not change until the end.
 
         Nothing is sent where this worker rests in that round.
         """
         assert self._under_way is None
-        part = self._schedule.round_at(step).part(self._rank)
+        part = round_.part(self._rank)
         if part is not None:
             self._under_way = self._transfers[part]
             self._under_way.start()
@@ -125,19 +122,21 @@ class Mixer:
     ) -> None:
         device = blocks[0].device
         self.clock = WaitClock(device)
-        self._schedule = schedule
+        self.schedule = schedule
+        self.blocks = blocks
         self._rank = rank
-        dtype, largest = WIRE_DTYPES[wire_dtype], max(block.numel() for block in blocks)
+        dtype = torch.bfloat16 if wire_dtype is WireDtype.bf16 else blocks[0].dtype
+        largest = max(block.numel() for block in blocks)
         scratch, scratch_behind = Scratch(largest, device), Scratch(largest, device)
         lanes = [Lane(block, wire, dtype, 2 * index, scratch, scratch_behind) for index, block in enumerate(blocks)]
         self.averagings = [self._averaging(lane) for lane in lanes]
         """One for each block."""
 
     def _averaging(self, lane: Lane) -> Averaging:
-        plans = [phase.topology.plan(self._rank) for phase in self._schedule.phases]
+        plans = [topology.plan(self._rank) for topology in self.schedule.topologies]
         parts: dict[Part, None] = dict.fromkeys(part for plan in plans for part in plan if part is not None)
         transfers = {part: self._transfer(part, lane) for part in parts}
-        return Averaging(self._schedule, self._rank, transfers, self.clock)
+        return Averaging(self._rank, transfers, self.clock)
 
     def _transfer(self, part: Part, lane: Lane) -> Transfer:
         part = as_neighbours(part, self._rank)

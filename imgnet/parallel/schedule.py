@@ -3,7 +3,15 @@
 from dataclasses import fields
 from typing import Any
 
-from imgnet.config import AllReduceConfig, ClusterConfig, DecentralizedConfig, LocalConfig, TopologyConfig
+from imgnet.config import (
+    AllReduceConfig,
+    AveragingConfig,
+    ClusterConfig,
+    DecentralizedConfig,
+    LocalConfig,
+    LocalStepsConfig,
+    TopologyConfig,
+)
 from imgnet.parallel.topology import Phase, Schedule, Topology, build_topology
 
 SEE_NODES = ("alternating-exp-ring", "hierarchical")
@@ -35,6 +43,13 @@ def build_schedule(
             for epoch, name in switches
         )
     )
+
+
+def exact_topology(averaging: AveragingConfig, world_size: int, workers_per_node: int) -> Topology | None:
+    """All workers in one group, where a way to average needs that beside its topology."""
+    if not isinstance(averaging, LocalStepsConfig) or not (averaging.start_epoch or averaging.exact_every):
+        return None
+    return build_topology("complete", world_size, workers_per_node)
 
 
 def node_size(cluster: ClusterConfig, workers_per_node: int) -> int:

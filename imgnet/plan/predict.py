@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from imgnet.config import (
     AllReduceConfig,
+    Compression,
     ConfigError,
     DataConfig,
     DecentralizedConfig,
@@ -185,7 +186,11 @@ class _Parts:
 
 def _phases(setting: Setting) -> list[tuple[float, Schedule | None]]:
     """The topologies of a run, each with its share of the epochs; None averages gradients."""
-    topology = setting.config.topology
+    topology, averaging = setting.config.topology, setting.config.averaging.name
+    if averaging != "every_step":
+        raise ConfigError([f"averaging={averaging}: predictions know averaging=every_step only"])
+    if isinstance(topology, AllReduceConfig) and topology.compression is not Compression.none:
+        raise ConfigError([f"topology.compression={topology.compression.value}: predictions know none only"])
     if not isinstance(topology, DecentralizedConfig):
         return [(1.0, None)]
     layout, epochs = setting.layout, setting.config.epochs

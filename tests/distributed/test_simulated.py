@@ -13,8 +13,12 @@ from imgnet import train
 from imgnet.checkpoint.folder import read_worker
 from imgnet.checkpoint.manifest import read_manifest, steps_of
 from imgnet.config import (
+    AdaptiveConfig,
     AllReduceConfig,
+    AveragingConfig,
     DecentralizedConfig,
+    LocalStepsConfig,
+    OuterConfig,
     RandomConfig,
     RunConfig,
     SimulatedConfig,
@@ -29,6 +33,11 @@ from tests.distributed.models import ADAM, QUASI_GLOBAL, SGD
 from tests.distributed.test_resume import NUM_EPOCHS, STEPS_PER_EPOCH, StopAfter, assert_same, configuration, make
 
 WORKERS = 4
+AVERAGING: dict[str, AveragingConfig] = {
+    "adaptive": AdaptiveConfig(name="adaptive", start_epoch=1),
+    "local": LocalStepsConfig(name="local", every=3, start_epoch=0.5, exact_every=4),
+    "outer": OuterConfig(name="outer", every=5, momentum=0.5, nesterov=False, scale_by_lr=True),
+}
 SAME_BITS: dict[str, TopologyConfig] = {
     "ring": WeightedConfig(name="ring", self_weight=0.7),
     "static-ring": WeightedConfig(name="static-ring"),
@@ -36,10 +45,13 @@ SAME_BITS: dict[str, TopologyConfig] = {
     "random": RandomConfig(name="random", seed=3, every=2),
     "bf16": WeightedConfig(name="ring", wire_dtype=WireDtype.bf16),
     "bf16 groups": DecentralizedConfig(name="complete", wire_dtype=WireDtype.bf16),
+    "adaptive": WeightedConfig(name="static-ring"),
+    "outer": RandomConfig(name="random", seed=3),
 }
 """Pairs and neighbours, and the groups whose sums are made in one order everywhere."""
 ROUNDED: dict[str, TopologyConfig] = {
     "complete": DecentralizedConfig(name="complete"),
+    "local": DecentralizedConfig(name="exp"),
     "allreduce": AllReduceConfig(name="allreduce"),
 }
 """Sums that gloo makes in an order of its own."""
@@ -49,7 +61,12 @@ def real(name: str) -> RunConfig:
     optimizer = {"ring": ADAM, "static-ring": QUASI_GLOBAL}.get(name, SGD)
     config = configuration("ring", optimizer, passes=2 if name in ("exp", "allreduce") else 1)
     clipped = 0.5 if name in ("random", "allreduce") else None
-    return replace(config, topology=(SAME_BITS | ROUNDED)[name], max_grad_norm=clipped)
+    return replace(
+        config,
+        topology=(SAME_BITS | ROUNDED)[name],
+        averaging=AVERAGING.get(name, AveragingConfig()),
+        max_grad_norm=clipped,
+    )
 
 
 def simulated(config: RunConfig, workers: int = WORKERS) -> RunConfig:
@@ -116,7 +133,7 @@ def test_either_goes_on_from_the_others_checkpoint(name: str, tmp_path: Path) ->
 
 
 def test_an_interrupted_simulation_equals_an_undisturbed_one(tmp_path: Path) -> None:
-    configs = {name: simulated(real(name)) for name in ("static-ring", "complete", "allreduce")}
+    configs = {name: simulated(real(name)) for name in ("static-ring", "complete", "allreduce", *AVERAGING)}
     run(tmp_path / "undisturbed", configs)
     run(tmp_path / "interrupted", configs, STEPS_PER_EPOCH + 2)
     run(tmp_path / "interrupted", configs)

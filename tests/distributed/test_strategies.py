@@ -1,5 +1,6 @@
 """What AllReduce and decentralized training compute, on real workers."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from imgnet.config import OptimizerConfig
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.optim.schedule import learning_rate
 from imgnet.parallel.allreduce import AllReduce
+from imgnet.parallel.averaging.adaptive import Adaptive, ConsensusFactor
+from imgnet.parallel.averaging.every_step import EveryStep
 from imgnet.parallel.decent_dp import DecentDp
 from imgnet.parallel.decentralized import Decentralized
 from imgnet.parallel.strategy import Strategy
@@ -64,10 +67,13 @@ def train(
     max_grad_norm: float | None = None,
     engine: str = "imgnet",
     bucket_mb: int = 1,
+    factor: ConsensusFactor | None = None,
 ) -> Tensor:
     """The same steps through a strategy; returns this worker's parameters."""
     model = make_model(seed=runtime.rank)  # rank 0's values must win
-    strategy = make_strategy(runtime, model, topology, optimizer_config, passes, max_grad_norm, engine, bucket_mb)
+    strategy = make_strategy(
+        runtime, model, topology, optimizer_config, passes, max_grad_norm, engine, bucket_mb, factor
+    )
     batches = zip(rates(optimizer_config), make_loader(runtime).batches(epoch=0), strict=True)
     for step, (lr, batch) in enumerate(batches):
         strategy.step(batch.images, batch.targets, lr, step)
@@ -83,6 +89,7 @@ def make_strategy(
     max_grad_norm: float | None,
     engine: str,
     bucket_mb: int,
+    factor: ConsensusFactor | None,
 ) -> Strategy:
     factory = make_optimizer(optimizer_config)
     scaler = LossScaler(runtime.device, enabled=False)
@@ -94,11 +101,19 @@ def make_strategy(
     topology = build_topology(name, runtime.world_size, runtime.local_world_size)
     if engine == "decent_dp":
         return DecentDp(
-            model, objective, factory, topology, runtime, num_accumulation_steps=passes, bucket_mb=bucket_mb
+            model,
+            objective,
+            factory,
+            topology,
+            runtime,
+            num_accumulation_steps=passes,
+            bucket_mb=bucket_mb,
+            factor=factor,
         )
     return Decentralized(
         model, objective, factory, Schedule.constant(topology), runtime,
         num_accumulation_steps=passes, max_grad_norm=max_grad_norm, scaler=scaler, bucket_mb=bucket_mb,
+        make_method=EveryStep if factor is None else partial(Adaptive, factor=factor),
     )  # fmt: skip
 
 
@@ -135,22 +150,29 @@ def test_workers_of_a_ring_differ_while_allreduce_workers_do_not(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("topology", "config", "world_size", "per_node", "passes"),
+    ("topology", "config", "world_size", "per_node", "passes", "factor"),
     [
-        ("complete", ADAM, 3, 3, 1),
-        ("ring", ADAM, 4, 4, 3),
-        ("ring", QUASI_GLOBAL, 4, 4, 1),
-        ("exp", SGD, 4, 4, 1),
-        ("alternating-exp-ring", ADAM, 4, 2, 1),
+        ("complete", ADAM, 3, 3, 1, None),
+        ("ring", ADAM, 4, 4, 3, None),
+        ("ring", QUASI_GLOBAL, 4, 4, 1, None),
+        ("exp", SGD, 4, 4, 1, None),
+        ("alternating-exp-ring", ADAM, 4, 2, 1, None),
+        ("ring", SGD, 4, 4, 1, ConsensusFactor(0.1, 0.8, 3.0, 4, 0.1)),
     ],
 )
 def test_both_engines_give_the_same_parameters(
-    topology: str, config: OptimizerConfig, world_size: int, per_node: int, passes: int, tmp_path: Path
+    topology: str,
+    config: OptimizerConfig,
+    world_size: int,
+    per_node: int,
+    passes: int,
+    factor: ConsensusFactor | None,
+    tmp_path: Path,
 ) -> None:
     found = []
     for engine in ("imgnet", "decent_dp"):
         (tmp_path / engine).mkdir()
-        arguments = (topology, config, passes, None, engine, 0)  # a bucket for each parameter
+        arguments = (topology, config, passes, None, engine, 0, factor)  # a bucket for each parameter
         found.append(on_workers(train, world_size, tmp_path / engine, *arguments, workers_per_node=per_node))
     for ours, theirs in zip(*found, strict=True):
         assert relative_difference(ours, theirs) <= 1e-6

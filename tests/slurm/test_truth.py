@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.commands import ROOT
+from tests.disks import mounted
 from tests.slurm.conftest import QUICK, User, job_id, run_json, wait_for_end, wait_until
 from tests.slurm.private import PrivateSlurm, command_of
+from tests.test_full_disk import fill
 
 pytestmark = pytest.mark.slurm
 LONG = (*QUICK, "epochs=2000", "cluster=4xA40")
@@ -158,3 +162,36 @@ def test_a_killed_first_process_is_named(user: User) -> None:
     assert (run["status"], run["error"]) == ("failed", said)
     wait_until(lambda: state_of(user, job_id(run_dir)) == "FAILED", "the job has ended")
     assert said in user.imgnet("status").stdout
+
+
+def test_another_launcher_does_not_pass_for_a_submission(user: User) -> None:
+    refused = user.run_py(*QUICK, "cluster=4xA40", "hydra/launcher=basic")
+    said = "cluster=4xA40: hydra/launcher=basic submits nothing to Slurm; leave it out, or choose cluster=local\n"
+    assert (refused.returncode, refused.stderr) == (2, said)
+    assert user.runs() == []
+    assert not user.slurm.ask("squeue", "-h")
+
+
+@pytest.mark.timeout(300)
+def test_a_full_disk_takes_no_job_and_hides_none(slurm: PrivateSlurm, tmp_path: Path, digits_root: Path) -> None:
+    with mounted(tmp_path / "disk", megabytes=40) as disk:
+        user = User(slurm, disk, ROOT)
+        (disk / "data").mkdir()
+        (disk / "data" / "digits").symlink_to(digits_root)
+        filler = disk / "somebody else's"
+        fill(filler)
+        refused = user.run_py(*LONG)
+        assert refused.returncode == 2
+        assert re.fullmatch(r"nothing is submitted: .*: No space left on device \(errno 28\)\n", refused.stderr)
+        assert not slurm.ask("squeue", "-h", "-t", "PENDING,RUNNING")
+        assert sorted(disk.iterdir()) == sorted([disk / "data", filler])
+        filler.unlink()
+        (run_dir,) = submit(user, *LONG)
+        wait_for_rows(run_dir)
+        fill(filler)
+        assert "RUNNING" in user.imgnet("status").stdout
+        slurm.ask("scancel", job_id(run_dir))
+        wait_until(lambda: state_of(user, job_id(run_dir)) == "CANCELLED", "the job has ended")
+        shown = user.imgnet("status")
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert "cancelled" in shown.stdout

@@ -23,6 +23,8 @@ class Schedule:
     """
 
     phases: tuple[Phase, ...]
+    exact: Topology | None = None
+    """All workers in one group, beside the phases: where the way to average asks for that now and then."""
 
     def __post_init__(self) -> None:
         starts = [phase.first_step for phase in self.phases]
@@ -48,6 +50,16 @@ class Schedule:
         phase = self.phase_at(step)
         return phase.topology.round_at(step - phase.first_step)
 
+    def exact_round(self) -> Round:
+        """The exact average of all workers."""
+        assert self.exact is not None
+        return self.exact.round_at(0)
+
+    @property
+    def topologies(self) -> tuple[Topology, ...]:
+        """All that a run may need, in the order of the phases."""
+        return tuple(phase.topology for phase in self.phases) + (() if self.exact is None else (self.exact,))
+
     @property
     def directed(self) -> Topology | None:
         """The first topology that is directed."""
@@ -55,7 +67,7 @@ class Schedule:
 
     def communicators(self) -> tuple[tuple[int, ...], ...]:
         """Distinct groups of two or more ranks in all phases, in the order of first use."""
-        return tuple(dict.fromkeys(ranks for phase in self.phases for ranks in phase.topology.communicators()))
+        return tuple(dict.fromkeys(ranks for topology in self.topologies for ranks in topology.communicators()))
 
     def next_rounds(self, step: int, limit: int) -> Sequence[Round]:
         """The distinct rounds of the period that begins at ``step`` in which somebody communicates, at most ``limit``.

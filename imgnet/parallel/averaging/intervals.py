@@ -1,0 +1,48 @@
+"""After which steps workers average: pure numbers, the same on all of them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Steps from one average to the next.
+
+    Args:
+        every: H, 1 or more.
+        first_step: before it, every step ends with an exact average of all workers.
+        qsr_alpha: the quadratic synchronisation rule (Gu et al. 2023, arXiv 2310.14423): H is never less than
+            ``every``, and ``(qsr_alpha / lr)^qsr_power`` where that is more; 0: always ``every``. In the warm-up,
+            whose small rates would ask for long intervals, lr is the rate that it leads up to.
+        qsr_power: 2 for the quadratic rule.
+        exact_every: each so many averages is one of all workers, whatever the topology (Gossip-PGA, Chen et al. 2021);
+            0: none is.
+        num_steps: of the run, whose last step ends an interval.
+        warmup_steps: steps in which the rate rises.
+        peak_lr: to this.
+    """
+
+    every: int
+    num_steps: int
+    first_step: int = 0
+    qsr_alpha: float = 0.0
+    qsr_power: float = 2.0
+    exact_every: int = 0
+    warmup_steps: int = 0
+    peak_lr: float = 0.0
+
+    def length(self, step: int, lr: float) -> int:
+        """Steps of the interval that begins with ``step``, whose learning rate is ``lr``."""
+        if step < self.first_step:
+            return 1
+        left = max(self.num_steps - step, 1)
+        return min(max(self.every, self._by_rule(step, lr, left)), left)
+
+    def _by_rule(self, step: int, lr: float, most: int) -> int:
+        rate = self.peak_lr if step < self.warmup_steps else lr
+        if self.qsr_alpha == 0:
+            return 0
+        return int(min((self.qsr_alpha / rate) ** self.qsr_power, most)) if rate > 0 else most
+
+    def is_exact(self, step: int, number: int) -> bool:
+        """Whether the average after ``step`` is one of all workers; ``number`` counts averages from 0."""
+        return step < self.first_step or (self.exact_every > 0 and (number + 1) % self.exact_every == 0)

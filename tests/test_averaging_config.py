@@ -1,0 +1,77 @@
+"""Ways to average in the configuration: each composes, reaches its method, and what is wrong is refused in one line."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from imgnet.config import ConfigError, RunConfig, parse_saved, plain
+from imgnet.launch.checks import check
+from imgnet.parallel.averaging.build import method_of
+from imgnet.parallel.checks import AVERAGING
+from tests.commands import ROOT
+from tests.test_topology_config import CPU, composed
+
+FILES = sorted(file.stem for file in (ROOT / "conf" / "averaging").glob("*.yaml"))
+STEPS_PER_EPOCH = 100
+
+
+def run(*overrides: str) -> RunConfig:
+    return composed(*CPU, "topology=ring", *overrides)
+
+
+def test_every_way_to_average_has_a_file_and_is_accepted() -> None:
+    assert sorted(AVERAGING) == FILES
+    for name in FILES:
+        config = run(f"averaging={name}")
+        check(config)
+        assert config.averaging.name == name
+        assert type(config.averaging) is AVERAGING[name]
+        assert parse_saved(OmegaConf.create(plain(config))) == config
+
+
+def test_a_run_that_knew_no_choice_averaged_in_every_step() -> None:
+    saved = plain(run())
+    del saved["averaging"]
+    assert parse_saved(OmegaConf.create(saved)) == run()
+
+
+def test_settings_reach_the_method() -> None:
+    slowmo = method_of(run("averaging=slowmo"), STEPS_PER_EPOCH).keywords  # type: ignore[union-attr]
+    assert (slowmo["lr"], slowmo["momentum"], slowmo["nesterov"], slowmo["scale_by_lr"]) == (1.0, 0.6, False, True)
+    overrides = ["averaging.every=3", "averaging.start_epoch=2", "averaging.qsr_alpha=0.5", "averaging.exact_every=7"]
+    intervals = method_of(run("averaging=local", *overrides), STEPS_PER_EPOCH).keywords["intervals"]  # type: ignore[union-attr]
+    assert (intervals.every, intervals.first_step, intervals.exact_every) == (3, 200, 7)
+    assert (intervals.num_steps, intervals.warmup_steps, intervals.qsr_alpha) == (9000, 500, 0.5)
+    factor = method_of(run("averaging=adaptive"), STEPS_PER_EPOCH).keywords["factor"]  # type: ignore[union-attr]
+    assert factor.first_step == 1000
+    assert factor(1000, factor.reference_lr) == 1.0
+
+
+REFUSED = [
+    (
+        ["topology=allreduce", "averaging=local"],
+        "averaging=local averages parameters, and topology=allreduce",
+    ),
+    (["topology=allreduce", "averaging=diloco"], "averaging=diloco averages parameters, and topology=allreduce"),
+    (["averaging=local", "topology.every=2"], "topology.every=2 is for averaging=every_step; averaging=local has"),
+    (["averaging=local", "topology.engine=decent_dp"], "topology.engine=decent_dp averages in every step (averaging="),
+    (["averaging=noloco", "optimizer.quasi_global=true"], "optimizer.quasi_global=true takes an average before each"),
+    (["averaging=adaptive", "epochs=10"], "averaging.start_epoch=10 leaves nothing of epochs=10 to averaging=adaptive"),
+    (["averaging=local", "averaging.start_epoch=95"], "averaging.start_epoch=95 leaves nothing of epochs=90"),
+    (
+        ["averaging=adaptive", "averaging.min_factor=0.9", "averaging.max_factor=0.5"],
+        "averaging.min_factor=0.9 must",
+    ),
+    (["averaging=adaptive", "averaging.max_factor=1.5"], "averaging.max_factor=1.5 must be at most 1"),
+    (["averaging=outer", "averaging.momentum=1"], "averaging.momentum=1.0 must be below 1"),
+    (["averaging=local", "averaging.every=0"], "averaging.every=0 must be at least 1"),
+    (["averaging=local", "averaging.name=outer"], "averaging.name=outer stands among settings that are not its own"),
+    (["averaging.name=lokal"], "averaging.name=lokal: there is no such way to average; did you mean 'local'?"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "line"), REFUSED)
+def test_refused_in_one_line(overrides: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(composed(*CPU, *([] if overrides[0].startswith("topology=") else ["topology=ring"]), *overrides))
+    (problem,) = caught.value.problems
+    assert line in problem
