@@ -580,7 +580,8 @@ def jobs_at_work(slurm: PrivateSlurm) -> dict[str, set[tuple[str, str]]]:
 
 
 class Nurse(threading.Thread):
-    """Takes nodes back that Slurm drained because a process did not die in time, as an administrator would."""
+    """Does what an administrator would: takes nodes back that Slurm drained because a process did not die in time, and
+    releases jobs that it holds because a slurmd died just when it was to launch them."""
 
     def __init__(self, slurm: PrivateSlurm) -> None:
         super().__init__(name="nurse", daemon=True)
@@ -594,6 +595,10 @@ class Nurse(threading.Thread):
                     node, state = line.split()
                     if state.startswith("drained"):
                         self.slurm.ask("scontrol", "update", f"node={node}", "state=resume")
+                for line in self.slurm.ask("squeue", "-h", "-t", "PENDING", "-o", "%i|%r").splitlines():
+                    job, reason = line.split("|")
+                    if reason == "launch failed requeued held":
+                        self.slurm.ask("scontrol", "release", job)
 
 
 @contextmanager
