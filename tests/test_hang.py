@@ -69,6 +69,20 @@ def test_the_system_says_what_became_of_a_process_of_this_machine(number: str, s
         process.communicate()
 
 
+def test_who_is_stopped_is_named_alone_where_others_have_not_spoken_yet() -> None:
+    stopped = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        subprocess.run(["kill", "-STOP", str(stopped.pid)], check=True)
+        members = [Member(0, "n1", HERE, os.getpid()), Member(1, "n1", HERE, stopped.pid), *MEMBERS[2:]]
+        end = time.monotonic() + 10
+        while "is stopped" not in (line := verdict(members, {3: words()[3]}, 60)[0]):
+            assert time.monotonic() < end
+        assert line == "no step for 1 min, because of rank 1 on n1: rank 1 on n1 is stopped (SIGSTOP)"
+    finally:
+        stopped.kill()
+        stopped.communicate()
+
+
 def _hang(runtime: Runtime, stuck: int) -> tuple[str, str]:
     """Steps are all-reduces; one worker stops making them for something of its own."""
     found: list[tuple[str, str]] = []

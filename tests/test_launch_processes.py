@@ -93,7 +93,7 @@ def test_a_killed_worker_ends_the_command(
 
 
 def test_a_worker_that_stops_is_named(tmp_path: Path, digits_root: Path) -> None:
-    process = start_run_py(*quick(digits_root, "epochs=100000", "hang_timeout_min=0.05"), cwd=tmp_path)
+    process = start_run_py(*quick(digits_root, "epochs=100000", "hang_timeout_min=0.1"), cwd=tmp_path)
     wait_until(lambda: has_rows(tmp_path, 2), process, tmp_path)
     processes = children_of(process.pid)
     stopped = next(pid for pid in worker_pids(processes) if log_of(pid) == "rank_2.log")

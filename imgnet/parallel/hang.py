@@ -32,6 +32,10 @@ SLOW_STEPS = 5
 """A step may take so many times as long as the longest before it, whatever the time limit."""
 WAITING = (str(Path("imgnet", "parallel")), str(Path("torch", "distributed")))
 """Code in which a worker waits for others."""
+GONE = "is gone"
+_STATES = {"T": "is stopped (SIGSTOP)", "t": "is stopped by a debugger", "D": "waits for a disk", "Z": GONE}
+_CAUSES = (*_STATES.values(), GONE)
+"""What the system says of a process that is the reason by itself."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,11 @@ def verdict(members: list[Member], words: Mapping[int, Word] | None, timeout_s: 
     silent = members[:1] if words is None else [member for member in members if member.rank not in words]
     since = f"no step for {timeout_s / 60:g} min"
     if silent:
-        states = "; ".join(f"{member} {_process_state(member)}" for member in silent)
-        return f"{since}, because of {' and '.join(map(str, silent))}: {states}", ""
+        states = {member: _process_state(member) for member in silent}
+        # Others may not have waited for as long as this worker, and have nothing to say yet.
+        named = {member: state for member, state in states.items() if state in _CAUSES} or states
+        told = "; ".join(f"{member} {state}" for member, state in named.items())
+        return f"{since}, because of {' and '.join(map(str, named))}: {told}", ""
     assert words is not None
     behind = min(word.step for word in words.values())
     late = [rank for rank, word in words.items() if word.step == behind]
@@ -165,6 +172,5 @@ def _process_state(member: Member) -> str:
     try:
         text = Path(f"/proc/{member.pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return "is gone"
-    known = {"T": "is stopped (SIGSTOP)", "t": "is stopped by a debugger", "D": "waits for a disk", "Z": "is gone"}
-    return known.get(text.rpartition(")")[2].split()[0], "does not answer")
+        return GONE
+    return _STATES.get(text.rpartition(")")[2].split()[0], "does not answer")
