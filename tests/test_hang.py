@@ -75,7 +75,7 @@ def test_who_is_stopped_is_named_alone_where_others_have_not_spoken_yet() -> Non
         subprocess.run(["kill", "-STOP", str(stopped.pid)], check=True)
         members = [Member(0, "n1", HERE, os.getpid()), Member(1, "n1", HERE, stopped.pid), *MEMBERS[2:]]
         end = time.monotonic() + 10
-        while "is stopped" not in (line := verdict(members, {3: words()[3]}, 60)[0]):
+        while "SIGSTOP" not in (line := verdict(members, {3: words()[3]}, 60)[0]):
             assert time.monotonic() < end
         assert line == "no step for 1 min, because of rank 1 on n1: rank 1 on n1 is stopped (SIGSTOP)"
     finally:
