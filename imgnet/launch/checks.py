@@ -16,6 +16,7 @@ from imgnet.launch.slurm import batch
 from imgnet.models import checks as models
 from imgnet.optim import checks as optim
 from imgnet.parallel import checks as parallel
+from imgnet.profile import checks as profile
 from imgnet.runtime import Placement, has_compiler
 from imgnet.tracking import checks as tracking
 
@@ -74,6 +75,7 @@ def _checks(config: RunConfig, layout: Layout | None, *, on_this_machine: bool) 
     yield {"data"}, lambda: data.problems(config.data, on_this_machine=here)
     yield {"optimizer", "epochs"}, lambda: optim.problems(config.optimizer, config.epochs)
     yield {"tracking"}, lambda: tracking.problems(config.tracking)
+    yield {"profile", "epochs", "max_steps", *BATCHES}, lambda: profile.problems(config)
     if config.compile and here and not has_compiler():
         yield set(), lambda: ["compile=true needs a C++ compiler (g++ or clang++), and this machine has none"]
     if isinstance(cluster, SimulatedConfig):
