@@ -175,7 +175,7 @@ def measure(case: Case, runtime: Runtime, task: dict[str, Any]) -> Result:
     seconds, sent = time.perf_counter() - start, _bytes_sent() - sent_before
     measured = [seconds, strategy.communication_wait_s(), sent / 1e6]
     if isinstance(strategy, Decentralized):
-        for averaging in strategy._mixer.averagings:  # nothing may be under way when the next case begins
+        for averaging in strategy._method.averagings:  # nothing may be under way when the next case begins
             averaging.settle()
     means = [total / HOSTS / task["steps"] for total in sum_over_workers(measured, runtime.device)]
     rate = task["rate_mbit"]

@@ -1,13 +1,19 @@
 """Ways to average in the configuration: each composes, reaches its method, and what is wrong is refused in one line."""
 
 import pytest
+import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from imgnet.config import ConfigError, RunConfig, parse_saved, plain
 from imgnet.launch.checks import check
 from imgnet.parallel.averaging.build import method_of
+from imgnet.parallel.build import build_strategy
 from imgnet.parallel.checks import AVERAGING
+from imgnet.parallel.flat import split_into_buckets
+from imgnet.runtime import Runtime
 from tests.commands import ROOT
+from tests.distributed.models import SGD, make_optimizer, objective
 from tests.test_topology_config import CPU, composed
 
 FILES = sorted(file.stem for file in (ROOT / "conf" / "averaging").glob("*.yaml"))
@@ -46,6 +52,24 @@ def test_settings_reach_the_method() -> None:
     assert factor(1000, factor.reference_lr) == 1.0
 
 
+STREAMING = ["averaging=streaming_diloco"]
+
+
+def test_a_model_of_few_buckets_is_split_into_as_many_as_there_are_fragments() -> None:
+    named = [(str(size), nn.Parameter(torch.zeros(size))) for size in (10, 2000, 7, 300, 5)]
+    for fewest, wanted in ((1, ["5 300 7 2000 10"]), (2, ["5 300 7 2000", "10"]), (3, ["5 300", "7 2000", "10"])):
+        found = [" ".join(name for name, _ in bucket) for bucket in split_into_buckets(named, 2**20, fewest)]
+        assert found == wanted
+    assert [len(bucket) for bucket in split_into_buckets(named, 2**20, 9)] == [1] * 5
+
+
+def test_more_fragments_than_tensors_are_refused_by_the_workers() -> None:
+    config = run(*STREAMING, "averaging.every=200", "averaging.fragments=20", "averaging.delay_steps=0")
+    runtime = Runtime(0, 1, 0, 1, torch.device("cpu"), 1)
+    with pytest.raises(ConfigError, match=r"averaging\.fragments=20 must be at most 2: model=resnet50 has 2 tensors"):
+        build_strategy(config, nn.Linear(2, 2), objective, make_optimizer(SGD), runtime, STEPS_PER_EPOCH)
+
+
 REFUSED = [
     (
         ["topology=allreduce", "averaging=local"],
@@ -65,6 +89,15 @@ REFUSED = [
     (["averaging=outer", "averaging.momentum=1"], "averaging.momentum=1.0 must be below 1"),
     (["averaging=local", "averaging.every=0"], "averaging.every=0 must be at least 1"),
     (["averaging=local", "averaging.name=outer"], "averaging.name=outer stands among settings that are not its own"),
+    (["topology=allreduce", "averaging=streaming_diloco"], "averaging=streaming_diloco averages parameters, and"),
+    ([*STREAMING, "topology.engine=decent_dp"], "topology.engine=decent_dp averages in every step (averaging=streami"),
+    ([*STREAMING, "averaging.delay_steps=25"], "averaging.delay_steps=25 must be below averaging.every / averaging."),
+    ([*STREAMING, "averaging.fragments=3"], "averaging.every=100 must be a multiple of averaging.fragments=3"),
+    ([*STREAMING, "averaging.alpha=1.01"], "averaging.alpha=1.01 must be at most 1"),
+    ([*STREAMING, "averaging.alpha=-0.1"], "averaging.alpha=-0.1 must be at least 0"),
+    ([*STREAMING, "averaging.alpha=nan"], "averaging.alpha=nan must be finite"),
+    ([*STREAMING, "averaging.merge=delta", "averaging.alpha=0.3"], "averaging.alpha=0.3 needs averaging.merge=mix; it"),
+    ([*STREAMING, "optimizer.quasi_global=true"], "optimizer.quasi_global=true takes an average before each"),
     (["averaging.name=lokal"], "averaging.name=lokal: there is no such way to average; did you mean 'local'?"),
 ]
 

@@ -109,6 +109,18 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert [read_manifest(folder).step for folder in steps_of(tmp_path)] == [5, 4, 2]
 
 
+def test_a_state_may_have_other_tensors_than_the_one_before(tmp_path: Path) -> None:
+    """Of one name, in one number of dimensions, in another size: as fragments under way have it, or none at all."""
+    writer, sizes = Writer(tmp_path, [0], keep_last=4), [(5,), (3,), (), (7, 2)]
+    states = [{"model": {}, "sent": [torch.randn(size) for size in some]} for some in sizes]
+    for step, state in enumerate(states, start=1):
+        writer.write([state], manifest(step))
+    writer.wait()
+    for state, folder in zip(reversed(states), steps_of(tmp_path), strict=True):
+        found = read_worker(folder, 0)["sent"]
+        assert all(torch.equal(one, other) for one, other in zip(found, state["sent"], strict=True))
+
+
 def test_a_folder_without_all_files_is_never_whole(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, 7)
     partial_of(folder).mkdir()

@@ -37,6 +37,7 @@ EXAMPLES = {
     "AdaptiveConfig": ["topology=ring", "averaging=adaptive"],
     "LocalStepsConfig": ["topology=ring", "averaging=local"],
     "OuterConfig": ["topology=ring", "averaging=outer"],
+    "StreamingConfig": ["topology=ring", "averaging=streaming_diloco"],
     "SgdConfig": ["optimizer=sgd"],
     "AdamConfig": ["optimizer=adam"],
     "AccumAdamConfig": ["optimizer=accum_adam"],

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from imgnet.checkpoint.folder import write_worker
 from imgnet.checkpoint.manifest import Manifest, complete, folder_of, partial_of, read_manifest, steps_of
@@ -120,13 +121,20 @@ class Writer:
 
 
 def _copied(kept: Tensors, tensors: Tensors) -> Tensors:
-    """A snapshot on the host, in the memory of the one before. Copies from a GPU may be under way still."""
-    if kept.keys() != tensors.keys():
-        kept = {}  # an optimizer has state only after its first step
+    """A snapshot on the host, in the memory of the one before. Copies from a GPU may be under way still.
+
+    A state may have other tensors than the one before, and others of the same name: an optimizer has none before its
+    first step, and what is under way between workers changes.
+    """
+    copies: Tensors = {}
     for name, tensor in tensors.items():
         copy = kept.get(name)
-        if copy is None or copy.stride() != tensor.stride() or copy.dtype != tensor.dtype:
+        if copy is None or _layout(copy) != _layout(tensor):
             # The same strides, so that the copy is one run through memory; the file is written without them.
-            copy = kept[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.device.type == "cuda")
-        copy.copy_(tensor, non_blocking=True)
-    return kept
+            copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.device.type == "cuda")
+        copies[name] = copy.copy_(tensor, non_blocking=True)
+    return copies
+
+
+def _layout(tensor: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...]]:
+    return tensor.dtype, tensor.shape, tensor.stride()

@@ -74,6 +74,16 @@ class WireDtype(Enum):
     bf16 = "bf16"
 
 
+class Merge(Enum):
+    """What becomes of the steps that are made while an average is under way.
+
+    ``mix``: a share ``alpha`` of the parameters is kept. ``delta``: the way that they went meanwhile is kept.
+    """
+
+    mix = "mix"
+    delta = "delta"
+
+
 class GroupAlgorithm(Enum):
     """How a group of workers is summed. ``auto``: ring or tree, whichever is faster for a message, as NCCL chooses."""
 
@@ -377,6 +387,26 @@ class OuterConfig(AveragingConfig):
 
 
 @dataclass
+class StreamingConfig(AveragingConfig):
+    """Slow weights and an outer optimizer, for a part of the model at a time and behind the computation."""
+
+    every: Count = 100
+    """Local steps between two averages of the same part."""
+    fragments: Count = 4
+    """Parts that take turns, each made of every so manieth message; ``every`` is a multiple of it."""
+    delay_steps: WholeNumber = 5
+    """Steps in which an average is under way, fewer than ``every / fragments``."""
+    merge: Merge = Merge.mix
+    alpha: Share = 0.5
+    """What ``merge=mix`` keeps of the worker's own parameters; 0: they become the slow weights."""
+    lr: Positive = 0.4
+    """Of the outer optimizer."""
+    momentum: BelowOne = 0.9
+    nesterov: bool = True
+    """false: heavy ball."""
+
+
+@dataclass
 class OptimizerConfig:
     """An update rule and its schedule: linear warm-up to ``lr``, then a cosine down to ``min_lr``."""
 
@@ -616,6 +646,7 @@ GROUP_SCHEMAS: dict[str, dict[str, type]] = {
         "adaptive": AdaptiveConfig,
         "local": LocalStepsConfig,
         "outer": OuterConfig,
+        "streaming": StreamingConfig,
     },
     "optimizer": {"sgd": SgdConfig, "adam": AdamConfig, "accum_adam": AccumAdamConfig},
     "cluster": {"local": LocalConfig, "simulated": SimulatedConfig, "slurm": SlurmConfig},

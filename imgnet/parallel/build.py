@@ -5,7 +5,16 @@ from typing import Any
 
 from torch.nn import Module
 
-from imgnet.config import AdaptiveConfig, AllReduceConfig, DecentralizedConfig, Engine, Precision, RunConfig
+from imgnet.config import (
+    AdaptiveConfig,
+    AllReduceConfig,
+    ConfigError,
+    DecentralizedConfig,
+    Engine,
+    Precision,
+    RunConfig,
+    StreamingConfig,
+)
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.parallel.allreduce import AllReduce
 from imgnet.parallel.averaging.build import consensus_factor, method_of
@@ -46,7 +55,7 @@ def build_strategy(
         if isinstance(config.averaging, AdaptiveConfig):
             sizes["factor"] = consensus_factor(config, config.averaging, steps_per_epoch)
         return DecentDp(module, objective, make_optimizer, schedule.phases[0].topology, runtime, **sizes)
-    settings = _settings(config, topology, runtime, steps_per_epoch)
+    settings = _settings(config, topology, module, runtime, steps_per_epoch)
     return Decentralized(module, objective, make_optimizer, schedule, runtime, **settings)
 
 
@@ -86,7 +95,7 @@ def _simulated(
         return together, together.members
     assert isinstance(topology, DecentralizedConfig)
     schedule, network = _schedule(config, topology, runtime, steps_per_epoch), MemoryNetwork()
-    settings = _settings(config, topology, runtime, steps_per_epoch)
+    settings = _settings(config, topology, module, runtime, steps_per_epoch)
     members = []
     for rank in runtime.ranks:
         worker, wire = replace(runtime, rank=rank), network.wire(rank)
@@ -112,10 +121,25 @@ def _schedule(config: RunConfig, topology: DecentralizedConfig, runtime: Runtime
 
 
 def _settings(
-    config: RunConfig, topology: DecentralizedConfig, runtime: Runtime, steps_per_epoch: int
+    config: RunConfig, topology: DecentralizedConfig, module: Module, runtime: Runtime, steps_per_epoch: int
 ) -> dict[str, Any]:
     own = {"bucket_mb": topology.bucket_mb, "wire_dtype": topology.wire_dtype}
+    own["num_buckets"] = _num_fragments(config, module)
     return own | {"make_method": method_of(config, steps_per_epoch)} | _common(config, runtime)
+
+
+def _num_fragments(config: RunConfig, module: Module) -> int:
+    """The parts that the way to average wants the model in.
+
+    Raises:
+        ConfigError: more than there are tensors to make them of.
+    """
+    fragments = config.averaging.fragments if isinstance(config.averaging, StreamingConfig) else 1
+    trained = sum(parameter.requires_grad for parameter in module.parameters())
+    if fragments > trained:
+        what = f"model={config.model.name} has {trained} tensors of parameters"
+        raise ConfigError([f"averaging.fragments={fragments} must be at most {trained}: {what}"])
+    return fragments
 
 
 def _common(config: RunConfig, runtime: Runtime) -> dict[str, Any]:

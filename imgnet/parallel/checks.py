@@ -17,6 +17,7 @@ from imgnet.config import (
     EquiStaticConfig,
     LatticeConfig,
     LocalStepsConfig,
+    Merge,
     OuterConfig,
     Precision,
     RandomConfig,
@@ -24,6 +25,7 @@ from imgnet.config import (
     SgdConfig,
     SimulatedConfig,
     StaticRingConfig,
+    StreamingConfig,
     TopologyConfig,
     WeightedConfig,
     WireDtype,
@@ -63,8 +65,11 @@ AVERAGING: dict[str, type[AveragingConfig]] = {
     "diloco": OuterConfig,
     "slowmo": OuterConfig,
     "noloco": OuterConfig,
+    "streaming_diloco": StreamingConfig,
 }
 """Every way to average, and the schema of its settings."""
+RESTING = (LocalStepsConfig, OuterConfig, StreamingConfig)
+"""Those that do not average in every step."""
 
 
 def problems(config: RunConfig, world_size: int, workers_per_node: int) -> Iterator[str]:
@@ -106,11 +111,26 @@ def _averaging_problems(config: RunConfig, topology: DecentralizedConfig) -> Ite
     start = getattr(averaging, "start_epoch", 0.0)
     if start >= config.epochs:
         yield f"averaging.start_epoch={start:g} leaves nothing of epochs={config.epochs} to {key}"
-    if isinstance(averaging, LocalStepsConfig | OuterConfig):
+    if isinstance(averaging, StreamingConfig):
+        yield from _streaming_problems(averaging)
+    if isinstance(averaging, RESTING):
         if topology.every > 1:
             yield f"topology.every={topology.every} is for averaging=every_step; {key} has averaging.every"
         if isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
             yield f"optimizer.quasi_global=true takes an average before each update; {key} has none there"
+
+
+def _streaming_problems(averaging: StreamingConfig) -> Iterator[str]:
+    every, fragments, delay = averaging.every, averaging.fragments, averaging.delay_steps
+    if every % fragments:
+        yield f"averaging.every={every} must be a multiple of averaging.fragments={fragments}"
+    elif delay >= every // fragments:
+        yield (
+            f"averaging.delay_steps={delay} must be below averaging.every / averaging.fragments = {every // fragments}:"
+            " one fragment is under way at a time"
+        )
+    if averaging.merge is Merge.delta and averaging.alpha != StreamingConfig(name=averaging.name).alpha:
+        yield f"averaging.alpha={averaging.alpha} needs averaging.merge=mix; it is {averaging.merge.value}"
 
 
 def _all_reduce_problems(config: RunConfig, topology: AllReduceConfig, world_size: int) -> Iterator[str]:
@@ -209,7 +229,7 @@ def _reasons_against_decent_dp(
         yield "needs 2 or more workers"
     else:
         yield from _rounds_without_decent_dp(topology, schedule)
-    if isinstance(config.averaging, LocalStepsConfig | OuterConfig):
+    if isinstance(config.averaging, RESTING):
         yield f"averages in every step (averaging={config.averaging.name})"
     if topology.wire_dtype is not WireDtype.fp32:
         yield f"sends fp32 only (topology.wire_dtype={topology.wire_dtype.value})"

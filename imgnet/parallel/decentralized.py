@@ -70,6 +70,7 @@ class Decentralized(Strategy):
         max_grad_norm: largest Euclidean norm of this worker's gradient over its whole model; None for no clipping.
         scaler: loss scaling.
         bucket_mb: size of a message, in 2^20 bytes.
+        num_buckets: of smaller messages, where the model would have fewer.
         wire_dtype: numbers in the messages.
         make_method: how and when this worker averages.
         wire: to the other workers, whose models are the same; None: to the processes of the group, which get rank 0's.
@@ -87,6 +88,7 @@ class Decentralized(Strategy):
         max_grad_norm: float | None,
         scaler: LossScaler,
         bucket_mb: int,
+        num_buckets: int = 1,
         wire_dtype: WireDtype = WireDtype.fp32,
         make_method: MakeMethod = EveryStep,
         wire: Wire | None = None,
@@ -97,7 +99,8 @@ class Decentralized(Strategy):
         self._max_grad_norm = max_grad_norm
         self._scaler = scaler
         trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-        self._buckets = [Bucket(part, make_optimizer) for part in split_into_buckets(trained, bucket_mb * 2**20)]
+        parts = split_into_buckets(trained, bucket_mb * 2**20, num_buckets)
+        self._buckets = [Bucket(part, make_optimizer) for part in parts]
         self._schedule = schedule
         self._rank = runtime.rank
         if wire is None:
@@ -182,7 +185,7 @@ class Decentralized(Strategy):
     @contextmanager
     def averaged(self, num_steps: int) -> Iterator[Average]:
         """See :meth:`Strategy.averaged`. Averages under way arrive first, and are taken in at the next step."""
-        for averaging in self._mixer.averagings:
+        for averaging in self._method.averagings:
             averaging.settle()
         blocks = self.blocks
         rounds = self._schedule.next_rounds(max(num_steps - 1, 0), NUM_MEASURED_ROUNDS)

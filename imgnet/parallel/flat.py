@@ -12,7 +12,9 @@ ALIGNMENT_BYTES = 128
 NamedParameter = tuple[str, Parameter]
 
 
-def split_into_buckets(named_parameters: Iterable[NamedParameter], bucket_bytes: int) -> list[list[NamedParameter]]:
+def split_into_buckets(
+    named_parameters: Iterable[NamedParameter], bucket_bytes: int, at_least: int = 1
+) -> list[list[NamedParameter]]:
     """Parameters in the reverse of their order of registration, which is about the order of their gradients.
 
     The split depends on the model alone, so that every worker, and a run that resumes, has the same buckets.
@@ -20,10 +22,21 @@ def split_into_buckets(named_parameters: Iterable[NamedParameter], bucket_bytes:
     Args:
         named_parameters: those that require a gradient.
         bucket_bytes: a bucket is closed when it holds this much.
+        at_least: so many buckets, or a smaller size is taken, halved as often as it needs; at most one for each
+            parameter.
     """
+    ordered = list(named_parameters)
+    buckets = _split(ordered, bucket_bytes)
+    while len(buckets) < min(at_least, len(ordered)):
+        bucket_bytes //= 2
+        buckets = _split(ordered, bucket_bytes)
+    return buckets
+
+
+def _split(named_parameters: Sequence[NamedParameter], bucket_bytes: int) -> list[list[NamedParameter]]:
     buckets: list[list[NamedParameter]] = []
     size = bucket_bytes
-    for name, parameter in reversed(list(named_parameters)):
+    for name, parameter in reversed(named_parameters):
         if size >= bucket_bytes or parameter.dtype != buckets[-1][-1][1].dtype:
             buckets.append([])
             size = 0

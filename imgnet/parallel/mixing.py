@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -122,17 +123,26 @@ class Mixer:
     def __init__(
         self, schedule: Schedule, blocks: Sequence[Tensor], rank: int, wire_dtype: WireDtype, wire: Wire
     ) -> None:
-        device = blocks[0].device
-        self.clock = WaitClock(device)
+        self.clock = WaitClock(blocks[0].device)
         self.schedule = schedule
         self.blocks = blocks
         self._rank = rank
-        dtype = torch.bfloat16 if wire_dtype is WireDtype.bf16 else blocks[0].dtype
-        largest = max(block.numel() for block in blocks)
-        scratch, scratch_behind = Scratch(largest, device), Scratch(largest, device)
-        lanes = [Lane(block, wire, dtype, 2 * index, scratch, scratch_behind) for index, block in enumerate(blocks)]
-        self.averagings = [self._averaging(lane) for lane in lanes]
+        self._dtype = torch.bfloat16 if wire_dtype is WireDtype.bf16 else blocks[0].dtype
+        self._wire = wire
+
+    @cached_property
+    def averagings(self) -> list[Averaging]:
         """One for each block."""
+        return self.averagings_of(self.blocks)
+
+    def averagings_of(self, blocks: Sequence[Tensor]) -> list[Averaging]:
+        """One for each of some blocks; no other ones may be used beside them."""
+        largest, device = max(block.numel() for block in blocks), blocks[0].device
+        scratch, scratch_behind = Scratch(largest, device), Scratch(largest, device)
+        return [
+            self._averaging(Lane(block, self._wire, self._dtype, 2 * index, scratch, scratch_behind))
+            for index, block in enumerate(blocks)
+        ]
 
     def _averaging(self, lane: Lane) -> Averaging:
         plans = [topology.plan(self._rank) for topology in self.schedule.topologies]

@@ -18,10 +18,12 @@ from imgnet.config import (
     AveragingConfig,
     DecentralizedConfig,
     LocalStepsConfig,
+    Merge,
     OuterConfig,
     RandomConfig,
     RunConfig,
     SimulatedConfig,
+    StreamingConfig,
     TopologyConfig,
     WeightedConfig,
     WireDtype,
@@ -37,6 +39,8 @@ AVERAGING: dict[str, AveragingConfig] = {
     "adaptive": AdaptiveConfig(name="adaptive", start_epoch=1),
     "local": LocalStepsConfig(name="local", every=3, start_epoch=0.5, exact_every=4),
     "outer": OuterConfig(name="outer", every=5, momentum=0.5, nesterov=False, scale_by_lr=True),
+    "streaming": StreamingConfig(name="streaming_diloco", every=6, fragments=2, delay_steps=2),
+    "streaming bf16": StreamingConfig(name="streaming_diloco", every=4, fragments=4, delay_steps=0, merge=Merge.delta),
 }
 SAME_BITS: dict[str, TopologyConfig] = {
     "ring": WeightedConfig(name="ring", self_weight=0.7),
@@ -47,6 +51,8 @@ SAME_BITS: dict[str, TopologyConfig] = {
     "bf16 groups": DecentralizedConfig(name="complete", wire_dtype=WireDtype.bf16),
     "adaptive": WeightedConfig(name="static-ring"),
     "outer": RandomConfig(name="random", seed=3),
+    "streaming": RandomConfig(name="random", seed=3),
+    "streaming bf16": DecentralizedConfig(name="complete", wire_dtype=WireDtype.bf16),
 }
 """Pairs and neighbours, and the groups whose sums are made in one order everywhere."""
 ROUNDED: dict[str, TopologyConfig] = {
@@ -117,7 +123,7 @@ def test_simulated_workers_equal_processes(tmp_path: Path) -> None:
                 assert difference <= 1e-6 * other["model"][key].double().square().mean().sqrt(), (name, key)
 
 
-@pytest.mark.parametrize("name", ["ring", "bf16 groups"])
+@pytest.mark.parametrize("name", ["ring", "bf16 groups", "streaming"])
 def test_either_goes_on_from_the_others_checkpoint(name: str, tmp_path: Path) -> None:
     config, stop = real(name), STEPS_PER_EPOCH + 2
     run(tmp_path / "undisturbed", {name: simulated(config)})

@@ -2,14 +2,16 @@
 
 from functools import partial
 
-from imgnet.config import AdaptiveConfig, LocalStepsConfig, OuterConfig, RunConfig
+from imgnet.config import AdaptiveConfig, LocalStepsConfig, Merge, OuterConfig, RunConfig, StreamingConfig
 from imgnet.optim.schedule import rate_of
 from imgnet.parallel.averaging.adaptive import Adaptive, ConsensusFactor
 from imgnet.parallel.averaging.every_step import EveryStep
+from imgnet.parallel.averaging.fragments import Fragments
 from imgnet.parallel.averaging.intervals import Intervals
 from imgnet.parallel.averaging.local import Local
 from imgnet.parallel.averaging.method import MakeMethod
 from imgnet.parallel.averaging.outer import Outer
+from imgnet.parallel.averaging.streaming import Streaming
 
 
 def method_of(config: RunConfig, steps_per_epoch: int) -> MakeMethod:
@@ -27,6 +29,11 @@ def method_of(config: RunConfig, steps_per_epoch: int) -> MakeMethod:
     if isinstance(averaging, OuterConfig):
         settings = {key: getattr(averaging, key) for key in ("lr", "momentum", "nesterov", "scale_by_lr")}
         return partial(Outer, intervals=Intervals(averaging.every, num_steps), **settings)
+    if isinstance(averaging, StreamingConfig):
+        settings = {key: getattr(averaging, key) for key in ("alpha", "lr", "momentum", "nesterov")}
+        fragments = Fragments(averaging.fragments, averaging.every, averaging.delay_steps)
+        by_difference = averaging.merge is Merge.delta
+        return partial(Streaming, fragments=fragments, by_difference=by_difference, **settings)
     return EveryStep
 
 

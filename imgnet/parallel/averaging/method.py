@@ -1,8 +1,10 @@
 """What the decentralized strategy asks of a way to average."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from imgnet.parallel.mixing import Mixer
 
@@ -16,11 +18,12 @@ class Method(ABC):
 
     Args:
         mixer: the worker's blocks, an averaging for each, and the schedule.
+        averaged: what is averaged in the place of the blocks, of the same shapes; None: the blocks themselves.
     """
 
-    def __init__(self, mixer: Mixer) -> None:
+    def __init__(self, mixer: Mixer, averaged: Sequence[Tensor] | None = None) -> None:
         self.blocks = mixer.blocks
-        self.averagings = mixer.averagings
+        self.averagings = mixer.averagings if averaged is None else mixer.averagings_of(averaged)
         self.schedule = mixer.schedule
 
     @abstractmethod
