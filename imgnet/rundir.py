@@ -10,6 +10,7 @@
 ``metrics.csv``         one row for each epoch
 ``steps.jsonl``         one row for each logged step of rank 0
 ``workers/``            ``steps_<k>.jsonl`` of the other workers; ``system_<k>.jsonl``: each one's use of its machine
+``profile/``            of each worker a trace of some steps, where ``profile.steps`` asked for it, and what they took
 ``wandb/``              of Weights & Biases, a folder for each process; ``tensorboard/`` likewise
 ``summary.json``        final and best metrics, training time, ``status``
 ``checkpoints/``        exported models
@@ -41,6 +42,7 @@ from imgnet.runtime import running_under_slurm
 
 STATUSES = ("queued", "running", "completed", "failed", "preempted", "cancelled")
 SUBMISSION = "submission.json"
+PROFILE = "profile"
 MOST_OF_DIFF = 2**20
 """Characters of ``code.diff``; whoever changes more has committed data by mistake."""
 BESIDE = r"\..+?(\.\d+){1,2}"
@@ -66,8 +68,8 @@ class ExitRecord:
     traceback: str = ""
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``; a crash leaves the old file or the new one.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` by ``content``; a crash leaves the old file or the new one.
 
     Raises:
         OSError: with ``path`` in it; the old file is what it was, and nothing is left beside.
@@ -75,7 +77,7 @@ def write_atomically(path: Path, text: str) -> None:
     # A worker's thread for signals may write at the same moment as its main thread.
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)

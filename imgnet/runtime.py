@@ -5,6 +5,7 @@ torch is imported inside functions, because a command that is refused should not
 
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -141,6 +142,11 @@ def visible_gpus() -> int:
 def available_cores() -> int:
     """Cores that this process may run on (its affinity mask, which Slurm and containers set)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_peak_mb() -> float:
+    """The most memory that this process has held, in 2^20 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def has_compiler() -> bool:
@@ -296,6 +302,11 @@ def prefer_loopback() -> None:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     # torch's agent would offer its own store to the workers, and that listens on every interface.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+
+
+def quiet_profiler() -> None:
+    """Keep what torch's profiler says of a machine without GPUs off the terminal. Before it is first used."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def share_threads(num_threads: int) -> None:

@@ -45,6 +45,9 @@ from imgnet.parallel.hang import HangWatch
 from imgnet.parallel.members import Member
 from imgnet.parallel.requests import NOTHING, Decision, Requests
 from imgnet.parallel.strategy import Objective, Strategy
+from imgnet.profile import checks as profile
+from imgnet.profile.activity import Activity
+from imgnet.profile.spans import span
 from imgnet.randomness import seed_all
 from imgnet.runtime import Runtime
 from imgnet.tracking.tracker import Tracker
@@ -172,6 +175,8 @@ def _train(
     make_optimizer = partial(build_optimizer, config=config.optimizer)
     with closing(_train_loader(config, runtime)) as train_loader, closing(_eval_loader(config, runtime)) as eval_loader:
         per_epoch = train_loader.steps_per_epoch
+        if too_long := [*profile.problems(config, per_epoch)]:
+            raise ConfigError(too_long)
         objective = objective_of(config)
         strategy, members = build_workers(config, model, objective, make_optimizer, runtime, per_epoch)
         requests = Requests(stop, config.checkpoint.every_min, runtime.rank)
@@ -186,9 +191,10 @@ def objective_of(config: RunConfig) -> Objective:
     """Cross entropy with label smoothing, the forward pass in the run's precision and the loss in fp32."""
 
     def objective(module: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        with autocast(images.device, config.precision):
-            logits = module(images)
-        return functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+        with span(Activity.forward):
+            with autocast(images.device, config.precision):
+                logits = module(images)
+            return functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
 
     return objective
 
@@ -271,8 +277,9 @@ class Loop:
             decision = self.train_epoch(tracker, requests)
             if not self._at_end_of_epoch():
                 return self._leave(row={})
-            row = self._end_epoch()
-            tracker.end_epoch(row)
+            with span(Activity.between):
+                row = self._end_epoch()
+                tracker.end_epoch(row)
             self._check_loss(row)
             if decision.stop:
                 return self._leave(row)
@@ -291,6 +298,7 @@ class Loop:
         progress, clock = self.progress, StepClock()
         epoch, first = divmod(progress.step, self.steps_per_epoch)
         batches = clock.timed(self.train_loader.batches(epoch, first))
+        self._go_on(tracker, clock)
         decision = NOTHING
         for _, batch in zip(range(self._left_of_epoch()), batches, strict=False):
             lr = self._learning_rate(progress.step)
@@ -307,8 +315,15 @@ class Loop:
             if decision.save and not self._at_end_of_epoch():
                 progress.epoch_time_s += clock.lap_s()
                 self._save({}, requests)
+                self._go_on(tracker, clock)
         progress.epoch_time_s += clock.lap_s()
         return decision
+
+    def _go_on(self, tracker: Tracker, clock: "StepClock") -> None:
+        """Count times from here on: those of steps before a pause that no row was written of belong to none."""
+        clock.take_data_wait_s()
+        self.strategy.communication_wait_s()
+        tracker.go_on(self.progress.step)
 
     def _left_of_epoch(self) -> int:
         return min(
@@ -412,6 +427,13 @@ class Loop:
 
     def _save(self, row: dict[str, float], requests: Requests | None = None) -> None:
         """Keep all that every worker needs to go on after this step. All workers must do it after the same one."""
+        with span(Activity.between):
+            is_written = self._write(row)
+        if is_written and requests is not None:
+            requests.saved()
+
+    def _write(self, row: dict[str, float]) -> bool:
+        """Whether there was something to write."""
         self.watch.rest()
         states = [
             state | {"progress": vars(replace(self.progress, loss_sum=loss_sum))}
@@ -419,7 +441,7 @@ class Loop:
             if (state := member.state()) is not None
         ]
         if not states:
-            return
+            return False
         manifest = Manifest(
             step=self.progress.step,
             epoch=math.ceil(self.progress.step / self.steps_per_epoch),
@@ -429,8 +451,7 @@ class Loop:
             preprocessing=self.preprocessing,
         )
         self.writer.write(states, manifest)
-        if requests is not None:
-            requests.saved()
+        return True
 
     def resume(self) -> None:
         """Start from the newest whole checkpoint that there is, if there is one. Collective.
@@ -494,7 +515,8 @@ class StepClock:
         """The same batches; the time that each is waited for is counted."""
         while True:
             asked = time.perf_counter()
-            batch = next(batches, None)
+            with span(Activity.data):
+                batch = next(batches, None)
             self._data_wait_s += time.perf_counter() - asked
             if batch is None:
                 return

@@ -14,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imgnet.config import AveragingConfig, ConfigError, ModelConfig, RunConfig, parse, register_schemas
+from imgnet.config.explain import explain
 from imgnet.config.ranges import Declared, declared, taken_apart, wrong_values
 from imgnet.config.settings import schemas
 from imgnet.launch.checks import check
-from imgnet.launch.refusal import explain
 from tests.commands import ROOT
 
 EVERY_SCHEMA = [(group, schema) for group, of_group in schemas().items() for schema in of_group]

@@ -14,8 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from imgnet.config import parse, register_schemas
+from imgnet.config.explain import explain
 from imgnet.launch.composition import Composer
-from imgnet.launch.refusal import explain
 from tests.commands import ROOT
 
 MASTER = ["+experiments=quickstart", "topology=ring", "hydra.job.config.override_dirname.kv_sep=:"]

@@ -6,8 +6,8 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import open_dict
 
 from imgnet.config import ConfigError, DecentralizedConfig, RunConfig, parse, register_schemas
+from imgnet.config.explain import explain
 from imgnet.launch.checks import check
-from imgnet.launch.refusal import explain
 from imgnet.parallel.schedule import build_schedule
 from imgnet.parallel.topology import Phase, Schedule, build_topology, mixing_matrix
 from tests.commands import ROOT

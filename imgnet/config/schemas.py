@@ -569,6 +569,16 @@ class TrackingConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """A trace of some steps by torch's profiler, and what they spend their time on (docs/profiles.md)."""
+
+    steps: WholeNumber = 0
+    """Steps that every worker records, one after the other; 0: none."""
+    start_step: Count = 10
+    """Steps of the run before the first that is recorded; the profiler is made ready in the last of them."""
+
+
+@dataclass
 class RunConfig:
     """One run, complete. Composed by Hydra from ``conf/``, and checked by :func:`parse`."""
 
@@ -613,6 +623,7 @@ class RunConfig:
     cluster: ClusterConfig = MISSING
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
 GROUP_SCHEMAS: dict[str, dict[str, type]] = {

@@ -20,6 +20,7 @@ NOT_IN_THE_RESULT = (
     "checkpoint",
     "hang_timeout_min",
     "log_every_steps",
+    "profile",
     "skip_completed",
     "tracking",
     # How its images come to the workers, and when the run gives up on that.

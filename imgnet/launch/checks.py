@@ -11,11 +11,13 @@ from imgnet.checkpoint import checks as checkpoint
 from imgnet.config import ConfigError, Mode, Precision, RunConfig, SimulatedConfig, SlurmConfig
 from imgnet.config.ranges import wrong_values
 from imgnet.data import checks as data
-from imgnet.launch.layout import Layout, layout_of
 from imgnet.launch.slurm import batch
+from imgnet.layout import Layout, layout_of
 from imgnet.models import checks as models
 from imgnet.optim import checks as optim
 from imgnet.parallel import checks as parallel
+from imgnet.parallel import shape
+from imgnet.profile import checks as profile
 from imgnet.runtime import Placement, has_compiler
 from imgnet.tracking import checks as tracking
 
@@ -57,12 +59,6 @@ def check(config: RunConfig, placement: Placement | None = None, elsewhere: Layo
     return layout
 
 
-def shape_problems(config: RunConfig, layout: Layout) -> list[str]:
-    """What is wrong with how a run is spread over its workers, one line each: its batches and its topology."""
-    topology = parallel.problems(config, layout.world_size, layout.workers_per_node)
-    return [*wrong_values(config).values()] or [*_batch_problems(config, layout.world_size), *topology]
-
-
 def _checks(config: RunConfig, layout: Layout | None, *, on_this_machine: bool) -> Iterator[Check]:
     """What each domain has to say, and the keys and groups whose values must be in their ranges for it to be asked."""
     cluster = config.cluster
@@ -74,6 +70,7 @@ def _checks(config: RunConfig, layout: Layout | None, *, on_this_machine: bool) 
     yield {"data"}, lambda: data.problems(config.data, on_this_machine=here)
     yield {"optimizer", "epochs"}, lambda: optim.problems(config.optimizer, config.epochs)
     yield {"tracking"}, lambda: tracking.problems(config.tracking)
+    yield {"profile", "epochs", "max_steps", *BATCHES}, lambda: profile.problems(config)
     if config.compile and here and not has_compiler():
         yield set(), lambda: ["compile=true needs a C++ compiler (g++ or clang++), and this machine has none"]
     if isinstance(cluster, SimulatedConfig):
@@ -82,7 +79,7 @@ def _checks(config: RunConfig, layout: Layout | None, *, on_this_machine: bool) 
         yield {"cluster"}, lambda: _slurm_problems(config, cluster)
     if layout is not None:
         sizes = layout.world_size, layout.workers_per_node
-        yield BATCHES, lambda: _batch_problems(config, layout.world_size)
+        yield BATCHES, lambda: shape.batch_problems(config, layout.world_size)
         yield {"topology", "averaging", "optimizer", "epochs"}, lambda: parallel.problems(config, *sizes)
         yield {"checkpoint"}, lambda: checkpoint.problems(config, *sizes)
 
@@ -120,23 +117,3 @@ def _slurm_problems(config: RunConfig, cluster: SlurmConfig) -> Iterator[str]:
     for key in ("precision", "evaluate_precision"):
         if getattr(config, key) is Precision.bf16 and cluster.gpu_type in GPUS_WITHOUT_BF16:
             yield f"{key}=bf16: {cluster.gpu_type} has no bf16 arithmetic; use {key}=fp16"
-
-
-def _batch_problems(config: RunConfig, workers: int) -> Iterator[str]:
-    batch_size, accumulation = config.global_batch_size, config.num_accumulation_steps
-    if config.mode is Mode.evaluate and config.evaluate_recalibrate_bn == 0:
-        return
-    if batch_size < workers:
-        yield (
-            f"global_batch_size={batch_size} has fewer images than there are workers, {workers} (cluster="
-            f"{config.cluster.name}); write global_batch_size={workers} or a multiple of it"
-        )
-    elif batch_size % workers:
-        yield f"global_batch_size={batch_size} is not divisible by {workers} workers (cluster={config.cluster.name})"
-    elif (batch_size // workers) % accumulation:
-        yield (
-            f"num_accumulation_steps={accumulation} does not divide the {batch_size // workers} images that each of "
-            f"{workers} workers has in a step (global_batch_size={batch_size})"
-        )
-    else:
-        yield from data.batch_problems(config.data, batch_size)

@@ -15,11 +15,11 @@ from imgnet.config.settings import differing, every_setting
 from imgnet.launch import owner
 from imgnet.launch.causes import RunFailed, cause_known_to
 from imgnet.launch.checks import check
-from imgnet.launch.layout import Layout, layout_of
 from imgnet.launch.repeats import identity
 from imgnet.launch.slurm.deputy import Deputy
 from imgnet.launch.slurm.snapshot import PACKAGE
 from imgnet.launch.workers.local import run_workers
+from imgnet.layout import Layout, layout_of
 from imgnet.results.names import display_path
 from imgnet.results.table import show_run
 from imgnet.runtime import (

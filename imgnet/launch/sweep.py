@@ -21,12 +21,12 @@ from imgnet.launch.causes import RunFailed
 from imgnet.launch.checks import check
 from imgnet.launch.composition import Composer
 from imgnet.launch.follow.wait import wait_for, waits
-from imgnet.launch.layout import Layout
 from imgnet.launch.progress import progress
 from imgnet.launch.repeats import made_before, to_be_continued
 from imgnet.launch.slurm.batch import QueuedRun
 from imgnet.launch.slurm.submit import is_dry, refuse_what_slurm_would, show_plan, submit
 from imgnet.launch.start import no_other_launcher
+from imgnet.layout import Layout
 from imgnet.published import PREPROCESSING
 from imgnet.results.table import show_results
 from imgnet.rundir import not_written

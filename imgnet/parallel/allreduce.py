@@ -19,6 +19,8 @@ from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.average import float_buffers, standing_in
 from imgnet.parallel.compression import Compressor, all_workers
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
+from imgnet.profile.activity import Activity
+from imgnet.profile.spans import span
 from imgnet.runtime import Runtime
 
 
@@ -84,6 +86,11 @@ class AllReduce(Strategy):
         if self._compressor is not None:
             self._compressor.begin_step(step)
         loss = self._accumulate_gradients(images, targets)
+        with span(Activity.update):
+            self._update()
+        return loss
+
+    def _update(self) -> None:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         self._scaler.unscale(gradients)
         if self._max_grad_norm is not None:
@@ -91,7 +98,6 @@ class AllReduce(Strategy):
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad()
-        return loss
 
     def _rehearse(self, images: Tensor, targets: Tensor) -> None:
         """A backward pass without effect, after which DDP forms its buckets anew, in the order of the gradients.
@@ -120,7 +126,8 @@ class AllReduce(Strategy):
         for number, (some, labels) in enumerate(zip(images.chunk(passes), targets.chunk(passes), strict=True), start=1):
             with nullcontext() if number == passes else self._parallel.no_sync():
                 loss = self._objective(self._parallel, some, labels) / passes
-                self._scaler.scaled(loss).backward()
+                with span(Activity.backward):
+                    self._scaler.scaled(loss).backward()
             total += loss.detach()
         return total
 

@@ -28,6 +28,8 @@ from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import GroupRound, Topology
 from imgnet.parallel.wire.processes import ProcessWire
+from imgnet.profile.activity import Activity
+from imgnet.profile.spans import span
 from imgnet.runtime import Runtime
 
 
@@ -99,7 +101,8 @@ class DecentDp(Strategy):
             self._parallel.set_accumulate_grad(number < passes)
             loss = self._objective(self._parallel, some, labels) / passes
             set_learning_rate(self._optimizers, lr)  # the backward pass makes the update
-            loss.backward()
+            with span(Activity.backward):
+                loss.backward()
             total += loss.detach()
         self._lr_of_last_step = lr
         return total

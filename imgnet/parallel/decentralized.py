@@ -34,6 +34,8 @@ from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strat
 from imgnet.parallel.topology import Schedule
 from imgnet.parallel.wire import Wire
 from imgnet.parallel.wire.processes import ProcessWire
+from imgnet.profile.activity import Activity
+from imgnet.profile.spans import span
 from imgnet.runtime import Runtime
 
 NUM_MEASURED_ROUNDS = 8
@@ -125,11 +127,12 @@ class Decentralized(Strategy):
         for bucket in self._buckets:
             bucket.num_missing = len(bucket.parameters)
         self._next = 0
-        with torch.no_grad():
+        with torch.no_grad(), span(Activity.update):
             self._method.before_step(step, lr)
         loss = self._accumulate_gradients(images, targets)
         if not self._update_in_backward:
-            self._make_gradients_ready()
+            with span(Activity.update):
+                self._make_gradients_ready()
         self._update_buckets(len(self._buckets))  # those with a parameter that had no gradient are left
         self._scaler.update()
         return loss
@@ -140,7 +143,8 @@ class Decentralized(Strategy):
         for number, (some, labels) in enumerate(zip(images.chunk(passes), targets.chunk(passes), strict=True), start=1):
             self._last_pass = number == passes
             loss = self._objective(self._module, some, labels) / passes
-            self._scaler.scaled(loss).backward()
+            with span(Activity.backward):
+                self._scaler.scaled(loss).backward()
             total += loss.detach()
         self._last_pass = False
         return total
@@ -164,10 +168,11 @@ class Decentralized(Strategy):
     def _update(self, index: int) -> None:
         """Make the local update of a bucket, between what the way to average does before and after it."""
         optimizer = self._buckets[index].optimizer
-        self._method.before_update(index)
-        self._scaler.step(optimizer)
-        optimizer.zero_grad()
-        self._method.after_update(index)
+        with span(Activity.update):
+            self._method.before_update(index)
+            self._scaler.step(optimizer)
+            optimizer.zero_grad()
+            self._method.after_update(index)
 
     def _make_gradients_ready(self) -> None:
         # In the order of the model, so that the norm rounds as it does in plain training.

@@ -20,6 +20,8 @@ from imgnet.parallel.transfers import (
     as_neighbours,
 )
 from imgnet.parallel.wire import Wire
+from imgnet.profile.activity import Activity
+from imgnet.profile.spans import span
 
 
 class WaitClock:
@@ -94,7 +96,7 @@ class Averaging:
         """Wait for the round that was started, if one was, and replace the block by this worker's row of its matrix."""
         if self._under_way is None:
             return
-        with self._clock.waiting():
+        with self._clock.waiting(), span(Activity.exposed):
             self._under_way.wait()
         self._under_way.finish()
         self._under_way = None

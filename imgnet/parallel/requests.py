@@ -14,6 +14,8 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
+from imgnet.profile.spans import unseen
+
 PERIOD_S = 1.0
 
 
@@ -71,7 +73,8 @@ class Requests:
         wants_save = self._is_first and self._save_every_s is not None and now - self._last_save >= self._save_every_s
         self._message[0], self._message[1] = float(wants_save), float(self._stop.is_set())
         self._message[2] = max(1.0, steps_per_s * PERIOD_S)
-        self._work = dist.all_reduce(self._message, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        with unseen():
+            self._work = dist.all_reduce(self._message, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def _steps_per_s(self, now: float, step: int) -> float:
         """Since the last exchange; 0 where there was none."""

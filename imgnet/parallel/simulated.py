@@ -22,6 +22,8 @@ from imgnet.parallel.decentralized import NUM_MEASURED_ROUNDS, Decentralized
 from imgnet.parallel.members import Member
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import Group, Neighbours, Round, Schedule
+from imgnet.profile.activity import Activity
+from imgnet.profile.spans import span
 
 
 @final
@@ -109,20 +111,25 @@ class SimulatedAllReduce(Strategy):
         for member, some, labels in zip(self.members, images.chunk(number), targets.chunk(number), strict=True):
             with member.turn():
                 losses.append(self._accumulate_gradients(member.module, some, labels))
+        with span(Activity.update):
+            self._update(number)
+        return torch.stack(losses)
+
+    def _update(self, number: int) -> None:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         torch._foreach_div_(gradients, float(number))  # pyright: ignore[reportPrivateImportUsage]
         if self._max_grad_norm is not None:
             clip_grads_with_norm_(self._parameters, self._max_grad_norm, get_total_norm(gradients))
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return torch.stack(losses)
 
     def _accumulate_gradients(self, module: Module, images: Tensor, targets: Tensor) -> Tensor:
         passes = self._num_accumulation_steps
         total = torch.zeros((), device=images.device)
         for some, labels in zip(images.chunk(passes), targets.chunk(passes), strict=True):
             loss = self._objective(module, some, labels) / passes
-            loss.backward()
+            with span(Activity.backward):
+                loss.backward()
             total += loss.detach()
         return total
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgnet.config import Accelerator, ClusterConfig, ConfigError, LocalConfig, RunConfig, SlurmConfig, read
-from imgnet.launch.layout import Layout
+from imgnet.layout import Layout
 from imgnet.plan.computation import Computation
 from imgnet.plan.predict import predict, setting_of
 from imgnet.plan.source import computation_of

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from imgnet.config import ClusterConfig, ConfigError, GroupAlgorithm, NetworkConfig
 from imgnet.config.ranges import wrong_values
-from imgnet.launch.layout import Layout
+from imgnet.layout import Layout
 from imgnet.plan.timeline.network import Link, Network
 
 BYTES_PER_GBIT = 1e9 / 8

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import imgnet
 from imgnet.config import ConfigError, RunConfig, parse, register_schemas
-from imgnet.launch.refusal import explain
+from imgnet.config.explain import explain
 
 CONF = Path(imgnet.__file__).parents[1] / "conf"
 

@@ -17,9 +17,9 @@ from imgnet.config import (
 )
 from imgnet.data.checks import known_num_train
 from imgnet.data.sampling.order import steps_per_epoch
-from imgnet.launch.checks import shape_problems
-from imgnet.launch.layout import Layout, layout_of
+from imgnet.layout import Layout, layout_of
 from imgnet.parallel.schedule import build_schedule, node_size
+from imgnet.parallel.shape import shape_problems
 from imgnet.parallel.topology import Schedule
 from imgnet.plan.cluster import network_of
 from imgnet.plan.computation import Computation
@@ -125,7 +125,7 @@ def setting_of(
         ConfigError: one line for each problem.
     """
     layout = layout or layout_of(config.cluster, None)
-    problems = shape_problems(config, layout)
+    problems = shape_problems(config, layout.world_size, layout.workers_per_node)
     try:
         network = network_of(config.cluster, layout)
     except ConfigError as error:

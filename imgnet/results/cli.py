@@ -1,4 +1,4 @@
-"""``imgnet results``, ``plot``, ``report`` and ``diff``: what came out of runs."""
+"""``imgnet results``, ``plot``, ``report``, ``diff`` and ``profile``: what came out of runs."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -214,6 +214,30 @@ def diff(
         show(found)
     if not found.numbers_are_equal:
         sys.exit(1 if any(one.at is not None for one in found.partings) else 2)
+
+
+@app.command()
+def profile(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+) -> None:
+    """Print what the steps that ``profile.steps=N`` recorded spent their time on, a row for each worker."""
+    from imgnet.results.files import Problems
+    from imgnet.results.formats import print_sheets
+    from imgnet.results.profile import NoProfileError, profile_of, profile_sheet, to_json
+
+    problems = Problems()
+    run = _run_at(path, problems)
+    try:
+        found = profile_of(run, problems)
+    except NoProfileError as error:
+        _say(problems)
+        refuse(str(error))
+    _say(problems)
+    if as_json:
+        typer.echo(to_json(found), nl=False)
+    else:
+        print_sheets([profile_sheet(found)])
 
 
 def _run_at(path: Path, problems: "Problems") -> "Run":

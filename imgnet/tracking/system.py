@@ -1,7 +1,6 @@
 """What a worker takes of its machine, written while it trains: ``workers/system_<rank>.jsonl``."""
 
 import json
-import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from typing import Any
 
 import psutil
 import torch
+
+from imgnet.runtime import memory_peak_mb
 
 _MB = 2**20
 _PATIENCE_S = 10
@@ -89,7 +90,7 @@ class SystemMonitor:
             "time": time.time(),
             "cpu_cores": per_s["cpu_s"],
             "memory_mb": memory / _MB,
-            "memory_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "memory_peak_mb": memory_peak_mb(),
             "sent_mb_s": per_s["sent"] / _MB,
             "received_mb_s": per_s["received"] / _MB,
         }

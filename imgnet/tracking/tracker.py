@@ -13,6 +13,7 @@ from typing import Self
 
 from imgnet import rundir
 from imgnet.config import RunConfig
+from imgnet.profile.recorder import Recorder
 from imgnet.runtime import Runtime
 from imgnet.tracking.display import build_display
 from imgnet.tracking.sink import Kind
@@ -63,6 +64,7 @@ class Tracker:
         self._steps = _continued(steps_file(run_dir, runtime.rank), done_steps)
         every_s = config.tracking.system_every_s
         self._system = SystemMonitor(run_dir / "workers", runtime.rank, runtime.device, every_s) if every_s else None
+        self._recorder = Recorder(config.profile, runtime, run_dir / rundir.PROFILE, done_steps)
         if not self._main:
             return
         self._best_acc1 = rewind_metrics(run_dir / "metrics.csv", done_steps)
@@ -73,6 +75,7 @@ class Tracker:
 
     def __enter__(self) -> Self:
         """Show that the run has begun."""
+        self._recorder.start()
         if self._system is not None:
             self._system.start()
         if self._main:
@@ -83,6 +86,7 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close what is open, also when the run failed."""
+        self._recorder.close()
         if self._system is not None:
             self._system.stop()
         self._steps.close()
@@ -109,8 +113,18 @@ class Tracker:
         else:
             self._behind.discard(file)
 
+    def go_on(self, step: int) -> None:
+        """Training begins, or goes on after a pause, which is no part of the next row's times.
+
+        Args:
+            step: optimizer steps made so far.
+        """
+        self._last_log = time.perf_counter(), step
+
     def advance(self) -> None:
-        """Count one optimizer step. Waits for nothing."""
+        """Count one optimizer step. Waits for nothing, but writes the profile after the last step that it has."""
+        if spent_s := self._recorder.advance():
+            self._last_log = self._last_log[0] + spent_s, self._last_log[1]
         if self._main:
             self._display.advance()
 
@@ -177,8 +191,6 @@ class Tracker:
         log.info("epoch %d/%d %s", row["epoch"], self._epochs, json.dumps(dict(row)))
         self._send(Kind.epoch, row, int(row["step"]))
         self._send_system(int(row["step"]))
-        # An evaluation is no part of the next step's time.
-        self._last_log = time.perf_counter(), int(row["step"])
 
 
 def steps_file(run_dir: Path, rank: int) -> Path:

@@ -30,11 +30,11 @@ from imgnet.launch.causes import (
     slurms_ending,
     was_requeued,
 )
-from imgnet.launch.layout import layout_of
 from imgnet.launch.owner import Claim, TakenError
 from imgnet.launch.slurm import commands as slurm
 from imgnet.launch.slurm.commands import JobState
 from imgnet.launch.slurm.snapshot import is_running_from
+from imgnet.layout import layout_of
 from imgnet.rundir import read_json
 from imgnet.runtime import SlurmJob, environment_of_tasks, num_slurm_nodes, slurm_hosts, slurm_job, slurm_job_id
 

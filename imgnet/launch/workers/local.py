@@ -13,9 +13,9 @@ from pathlib import Path
 
 from imgnet.config import RunConfig
 from imgnet.launch.causes import note_deaths, root_cause
-from imgnet.launch.layout import Layout
 from imgnet.launch.owner import is_still_held
 from imgnet.launch.slurm.snapshot import PACKAGE
+from imgnet.layout import Layout
 from imgnet.runtime import available_cores, prefer_loopback, share_threads
 
 LOOPBACK = "127.0.0.1"

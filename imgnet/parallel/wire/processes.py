@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from imgnet.parallel.wire.interface import Arrival, Message, Start, Wire
+from imgnet.profile.spans import watched
 
 Wait = Callable[[], object]
 
@@ -65,8 +66,12 @@ class _Works(Arrival):
     def __init__(self, works: list[dist.Work], background: "_Background") -> None:
         self._works = works
         self._background = background
+        self._wait = watched(self._wait_for_all) if background.has_thread else self._wait_for_all
 
     def wait(self) -> None:
+        self._wait()
+
+    def _wait_for_all(self) -> None:
         for work in self._works:
             work.wait()
         self._works = []
@@ -102,6 +107,11 @@ class _Background:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread = None if self._stream else ThreadPoolExecutor(max_workers=1, thread_name_prefix="averaging")
+
+    @property
+    def has_thread(self) -> bool:
+        """Whether waits are the host's."""
+        return self._thread is not None
 
     def submit(self, task: Callable[[], None]) -> Wait:
         """Begin ``task``, after all that was submitted before. Returns what waits for its end, and raises its error."""
