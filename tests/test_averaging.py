@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from imgnet.config import WireDtype
 from imgnet.optim.schedule import learning_rate
-from imgnet.parallel.averaging.adaptive import Adaptive, ConsensusFactor
-from imgnet.parallel.averaging.every_step import EveryStep
+from imgnet.parallel.averaging.consensus import ConsensusFactor
 from imgnet.parallel.averaging.fragments import Fragments
 from imgnet.parallel.averaging.intervals import Intervals
-from imgnet.parallel.averaging.local import Local
+from imgnet.parallel.averaging.merging import Merging
 from imgnet.parallel.averaging.method import MakeMethod
-from imgnet.parallel.averaging.outer import Outer
-from imgnet.parallel.averaging.streaming import Streaming
+from imgnet.parallel.averaging.methods.adaptive import Adaptive
+from imgnet.parallel.averaging.methods.every_step import EveryStep
+from imgnet.parallel.averaging.methods.local import Local
+from imgnet.parallel.averaging.methods.outer import Outer
+from imgnet.parallel.averaging.methods.streaming import Streaming
 from imgnet.parallel.mixing import Mixer
 from imgnet.parallel.topology import Schedule, build_topology, mixing_matrix
 from imgnet.parallel.wire.memory import MemoryNetwork
@@ -98,9 +100,9 @@ def matrix(name: str, number: int) -> Matrix:
 
 def streaming(every: int, number: int, delay: int, alpha: float | None, lr: float = 0.4) -> MakeMethod:
     """alpha None: merged as a difference."""
-    of_slow_weights = {"lr": lr, "momentum": 0.9, "nesterov": True}
-    fragments, by_difference = Fragments(number, every, delay), alpha is None
-    return partial(Streaming, fragments=fragments, alpha=alpha or 0.0, by_difference=by_difference, **of_slow_weights)
+    of_slow_weights = {"lr": lr, "momentum": 0.9, "nesterov": True, "scale_by_lr": False}
+    merging = Merging(alpha or 0.0, by_difference=alpha is None)
+    return partial(Streaming, fragments=Fragments(number, every, delay), merging=merging, **of_slow_weights)
 
 
 EXACT = np.full((WORKERS, WORKERS), 1 / WORKERS)

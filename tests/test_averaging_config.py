@@ -1,5 +1,11 @@
 """Ways to average in the configuration: each composes, reaches its method, and what is wrong is refused in one line."""
 
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hydra.errors import HydraException
@@ -10,9 +16,8 @@ from imgnet.config import ConfigError, RunConfig, parse_saved, plain
 from imgnet.config.settings import differing, every_setting
 from imgnet.launch.checks import check
 from imgnet.launch.refusal import explain
-from imgnet.parallel.averaging.build import method_of
+from imgnet.parallel.averaging.registry import OPTIONS, way_of
 from imgnet.parallel.build import build_strategy
-from imgnet.parallel.checks import AVERAGING
 from imgnet.parallel.flat import split_into_buckets
 from imgnet.runtime import Runtime
 from tests.commands import ROOT
@@ -28,12 +33,12 @@ def run(*overrides: str) -> RunConfig:
 
 
 def test_every_way_to_average_has_a_file_and_is_accepted() -> None:
-    assert sorted(AVERAGING) == FILES
+    assert sorted(OPTIONS) == FILES
     for name in FILES:
         config = run(f"averaging={name}")
         check(config)
         assert config.averaging.name == name
-        assert type(config.averaging) is AVERAGING[name]
+        assert type(config.averaging) is OPTIONS[name]
         assert parse_saved(OmegaConf.create(plain(config))) == config
 
 
@@ -63,14 +68,81 @@ def test_the_key_that_is_gone_is_refused_with_what_says_the_same(word: str) -> N
     check(run(*instead.partition("with ")[2].replace("K", "2").split(), "optimizer.quasi_global=true"))
 
 
+def test_a_choice_and_a_key_of_a_method_are_refused_with_those_that_it_has() -> None:
+    lines = []
+    for word in ("averaging.merge=mux", "averaging.merge=3", "averaging.delay=3", "averaging.overlap=true"):
+        with pytest.raises(HydraException) as caught:
+            run(*STREAMING, word)
+        lines.append(explain(caught.value))
+    assert lines[:3] == [
+        "averaging.merge=mux: no such choice; did you mean 'mix'?",
+        "averaging.merge=3: no such choice; known: delta, mix",
+        "unknown key 'averaging.delay'; in averaging, did you mean 'delay_steps'?",
+    ]
+    assert "known: alpha, delay_steps, every, fragments, lr, merge, momentum" in lines[3]
+
+
+NEW_METHOD = """
+from dataclasses import dataclass
+from imgnet.config import AveragingConfig
+from imgnet.parallel.averaging.methods.every_step import EveryStep
+from imgnet.parallel.averaging.way import Way
+
+@dataclass
+class LazyConfig(AveragingConfig):
+    idle: int = 3
+
+WAY = Way(("lazy",), LazyConfig, lambda averaging, *_: (EveryStep, averaging.idle))
+"""
+COMPOSED_WITH_IT = """
+import sys
+from imgnet.parallel.averaging import methods
+methods.__path__.append(sys.argv[1])
+from hydra import compose, initialize_config_dir
+from imgnet.config import parse, register_schemas
+from imgnet.launch.checks import check
+from imgnet.parallel.averaging.registry import way_of
+register_schemas()
+words = [f"hydra.searchpath=[file://{sys.argv[1]}/conf]", "data=synthetic", "cluster.accelerator=cpu", "precision=fp32"]
+with initialize_config_dir(sys.argv[2], version_base="1.3"):
+    config = parse(compose("config", [*words, "topology=ring", "averaging=lazy", "averaging.idle=5"]))
+check(config)
+assert way_of(config.averaging).make(config.averaging, config, 10)[1] == 5
+assert "torch" not in sys.modules, "settings are known without torch"
+"""
+
+
+def test_a_new_method_is_one_file_and_its_option(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "averaging").mkdir(parents=True)
+    (tmp_path / "lazy.py").write_text(NEW_METHOD)
+    option = "defaults: [/hydra/schema/averaging/lazy@_here_, _self_]\nname: lazy\n"
+    (tmp_path / "conf" / "averaging" / "lazy.yaml").write_text(option)
+    command = [sys.executable, "-c", COMPOSED_WITH_IT, str(tmp_path), str(ROOT / "conf")]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def test_a_method_is_at_most_80_lines() -> None:
+    folder = ROOT / "imgnet" / "parallel" / "averaging" / "methods"
+    lines = {file.name: len(file.read_text().splitlines()) for file in folder.glob("*.py")}
+    assert max(lines.values()) <= 80, lines
+
+
+def settings_of(*overrides: str) -> dict[str, Any]:
+    """What the method of a worker is made with."""
+    config = run(*overrides)
+    make = way_of(config.averaging).make(config.averaging, config, STEPS_PER_EPOCH)
+    assert isinstance(make, partial)
+    return make.keywords
+
+
 def test_settings_reach_the_method() -> None:
-    slowmo = method_of(run("averaging=slowmo"), STEPS_PER_EPOCH).keywords  # type: ignore[union-attr]
+    slowmo = settings_of("averaging=slowmo")
     assert (slowmo["lr"], slowmo["momentum"], slowmo["nesterov"], slowmo["scale_by_lr"]) == (1.0, 0.6, False, True)
     overrides = ["averaging.every=3", "averaging.start_epoch=2", "averaging.qsr_alpha=0.5", "averaging.exact_every=7"]
-    intervals = method_of(run("averaging=local", *overrides), STEPS_PER_EPOCH).keywords["intervals"]  # type: ignore[union-attr]
+    intervals = settings_of("averaging=local", *overrides)["intervals"]
     assert (intervals.every, intervals.first_step, intervals.exact_every) == (3, 200, 7)
     assert (intervals.num_steps, intervals.warmup_steps, intervals.qsr_alpha) == (9000, 500, 0.5)
-    factor = method_of(run("averaging=adaptive"), STEPS_PER_EPOCH).keywords["factor"]  # type: ignore[union-attr]
+    factor = settings_of("averaging=adaptive")["factor"]
     assert factor.first_step == 1000
     assert factor(1000, factor.reference_lr) == 1.0
 
@@ -89,7 +161,7 @@ def test_a_model_of_few_buckets_is_split_into_as_many_as_there_are_fragments() -
 def test_more_fragments_than_tensors_are_refused_by_the_workers() -> None:
     config = run(*STREAMING, "averaging.every=200", "averaging.fragments=20", "averaging.delay_steps=0")
     runtime = Runtime(0, 1, 0, 1, torch.device("cpu"), 1)
-    with pytest.raises(ConfigError, match=r"averaging\.fragments=20 must be at most 2: model=resnet50 has 2 tensors"):
+    with pytest.raises(ConfigError, match=r"=streaming_diloco needs 20 parts, and model=resnet50 has 2 tensors"):
         build_strategy(config, nn.Linear(2, 2), objective, make_optimizer(SGD), runtime, STEPS_PER_EPOCH)
 
 
@@ -99,9 +171,9 @@ REFUSED = [
         "averaging=local averages parameters, and topology=allreduce",
     ),
     (["topology=allreduce", "averaging=diloco"], "averaging=diloco averages parameters, and topology=allreduce"),
-    (["averaging=local", "optimizer.quasi_global=true"], "averaging=local needs averaging.overlap=true"),
+    (["averaging=local", "optimizer.quasi_global=true"], "averaging=local has none there without averaging.overlap"),
     (["averaging=local", "topology.engine=decent_dp"], "topology.engine=decent_dp averages in every step (averaging="),
-    (["averaging=noloco", "optimizer.quasi_global=true"], "optimizer.quasi_global=true takes an average before an"),
+    (["averaging=noloco", "optimizer.quasi_global=true"], "optimizer.quasi_global=true takes averages before updates"),
     (["averaging=adaptive", "epochs=10"], "averaging.start_epoch=10 leaves nothing of epochs=10 to averaging=adaptive"),
     (["averaging=local", "averaging.start_epoch=95"], "averaging.start_epoch=95 leaves nothing of epochs=90"),
     (
@@ -120,7 +192,7 @@ REFUSED = [
     ([*STREAMING, "averaging.alpha=-0.1"], "averaging.alpha=-0.1 must be at least 0"),
     ([*STREAMING, "averaging.alpha=nan"], "averaging.alpha=nan must be finite"),
     ([*STREAMING, "averaging.merge=delta", "averaging.alpha=0.3"], "averaging.alpha=0.3 needs averaging.merge=mix; it"),
-    ([*STREAMING, "optimizer.quasi_global=true"], "optimizer.quasi_global=true takes an average before an"),
+    ([*STREAMING, "optimizer.quasi_global=true"], "optimizer.quasi_global=true takes averages before updates"),
     (["averaging.name=lokal"], "averaging.name=lokal: there is no such way to average; did you mean 'local'?"),
 ]
 

@@ -12,7 +12,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from imgnet.config.errors import ConfigError
-from imgnet.config.schemas import GROUP_SCHEMAS, HYDRA, RunConfig
+from imgnet.config.groups import group_schemas, schema_of_option
+from imgnet.config.schemas import HYDRA, RunConfig
 from imgnet.suggest import unknown_key
 
 
@@ -23,7 +24,7 @@ def register_schemas() -> None:
     """
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
-    for group, schemas in GROUP_SCHEMAS.items():
+    for group, schemas in group_schemas().items():
         for name, schema in schemas.items():
             store.store(group=f"hydra/schema/{group}", name=name, node=schema)
 
@@ -119,8 +120,9 @@ def parse_saved(saved: DictConfig) -> RunConfig:
         ConfigError: keys without a value.
     """
     _bring_up_to_date(saved)
-    for group, schemas in GROUP_SCHEMAS.items():
-        saved[group] = OmegaConf.merge(_schema_of(set(saved[group]), list(schemas.values())), saved[group])
+    for group, schemas in group_schemas().items():
+        schema = schema_of_option(group, saved[group].get("name")) or _schema_of(set(saved[group]), [*schemas.values()])
+        saved[group] = OmegaConf.merge(schema, saved[group])
     return parse(saved)
 
 

@@ -4,11 +4,14 @@ import re
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from hydra import conf as hydra_schemas
 from hydra.errors import OverrideParseException
 
 from imgnet.config import schemas
+from imgnet.config.groups import PLUG_INS, group_schemas
+from imgnet.config.ranges import declared
 from imgnet.config.schemas import GROUP_SCHEMAS, STUDIES, RunConfig
 from imgnet.suggest import did_you_mean, nearest, unknown_key
 
@@ -44,8 +47,15 @@ def _unknown_key(found: re.Match[str]) -> str:
 
 def _keys(schema: str) -> list[str]:
     """The keys of a schema, of this package's or of Hydra's own; a study is chosen beside those of a run."""
-    known = getattr(schemas, schema, None) or getattr(hydra_schemas, schema, None)
+    known = _type_of(schema) or getattr(hydra_schemas, schema, None)
     return [entry.name for entry in fields(known)] + [STUDIES] * (known is RunConfig) if known else []
+
+
+def _type_of(name: str) -> Any:
+    """A schema, or the choices of one of its keys, by the name of its class."""
+    plugged_in = [schema for group in PLUG_INS for schema in group_schemas()[group].values()]
+    choices = [kind.plain for schema in plugged_in for kind in declared(schema).values()]
+    return getattr(schemas, name, None) or next((one for one in plugged_in + choices if one.__name__ == name), None)
 
 
 def _unknown_option(found: re.Match[str]) -> str:
@@ -91,7 +101,7 @@ def _wrong_choice(found: re.Match[str]) -> str:
 
 
 def _other_than_a_choice(found: re.Match[str]) -> str:
-    choices = getattr(schemas, found["schema"], ())
+    choices = _type_of(found["schema"]) or ()
     known = ", ".join(sorted(choice.name for choice in choices))
     return f"{found['key']}={found['value']}: no such choice; known: {known}"
 

@@ -74,16 +74,6 @@ class WireDtype(Enum):
     bf16 = "bf16"
 
 
-class Merge(Enum):
-    """What becomes of the steps that are made while an average is under way.
-
-    ``mix``: a share ``alpha`` of the parameters is kept. ``delta``: the way that they went meanwhile is kept.
-    """
-
-    mix = "mix"
-    delta = "delta"
-
-
 class GroupAlgorithm(Enum):
     """How a group of workers is summed. ``auto``: ring or tree, whichever is faster for a message, as NCCL chooses."""
 
@@ -337,73 +327,9 @@ class CustomConfig(DecentralizedConfig):
 
 @dataclass
 class AveragingConfig:
-    """How and when workers average. ``every_step``: in every step, behind the next forward and backward pass."""
+    """How and when workers average, and all that ``every_step`` may be told; other ways add to it."""
 
     name: str = "every_step"
-
-
-@dataclass
-class AdaptiveConfig(AveragingConfig):
-    """Adaptive consensus: how much of an average is taken in follows the learning rate (DSGD-AC, arXiv 2602.02899)."""
-
-    power: NotNegative = 3.0
-    """``min_factor + (max_factor - min_factor) (lr / lr of start_epoch)^power`` of an average is taken in."""
-    start_epoch: NotNegative = 10.0
-    """Epochs in which it is ``max_factor``."""
-    min_factor: Share = 0.0
-    max_factor: Share = 1.0
-
-
-@dataclass
-class LocalStepsConfig(AveragingConfig):
-    """Each worker trains by itself for some steps; after them it averages."""
-
-    every: Count = 8
-    """Steps from one average to the next."""
-    overlap: bool = False
-    """Whether an average is under way during the next forward and backward pass; else the pass waits for it."""
-    start_epoch: NotNegative = 0.0
-    """Epochs in which every step ends with an exact average of all workers (post-local SGD, arXiv 1808.07217)."""
-    qsr_alpha: NotNegative = 0.0
-    """Above 0: ``max(every, (qsr_alpha / lr)^qsr_power)`` steps (quadratic synchronisation rule, arXiv 2310.14423)."""
-    qsr_power: Positive = 2.0
-    exact_every: WholeNumber = 0
-    """Each so many averages is one of all workers (Gossip-PGA, Chen et al. 2021); 0: none is."""
-
-
-@dataclass
-class OuterConfig(AveragingConfig):
-    """Local steps, after which a second optimizer moves slow weights towards the average."""
-
-    every: Count = 50
-    """Local steps before each step of the outer optimizer."""
-    lr: Positive = 0.7
-    """Of the outer optimizer."""
-    momentum: BelowOne = 0.9
-    nesterov: bool = True
-    """false: heavy ball."""
-    scale_by_lr: bool = False
-    """Momentum of the way divided by the learning rate, as SlowMo has it where rates change."""
-
-
-@dataclass
-class StreamingConfig(AveragingConfig):
-    """Slow weights and an outer optimizer, for a part of the model at a time and behind the computation."""
-
-    every: Count = 100
-    """Local steps between two averages of the same part."""
-    fragments: Count = 4
-    """Parts that take turns, each made of every so manieth message; ``every`` is a multiple of it."""
-    delay_steps: WholeNumber = 5
-    """Steps in which an average is under way, fewer than ``every / fragments``."""
-    merge: Merge = Merge.mix
-    alpha: Share = 0.5
-    """What ``merge=mix`` keeps of the worker's own parameters; 0: they become the slow weights."""
-    lr: Positive = 0.4
-    """Of the outer optimizer."""
-    momentum: BelowOne = 0.9
-    nesterov: bool = True
-    """false: heavy ball."""
 
 
 @dataclass
@@ -641,17 +567,12 @@ GROUP_SCHEMAS: dict[str, dict[str, type]] = {
         "lattice": LatticeConfig,
         "custom": CustomConfig,
     },
-    "averaging": {
-        "any": AveragingConfig,
-        "adaptive": AdaptiveConfig,
-        "local": LocalStepsConfig,
-        "outer": OuterConfig,
-        "streaming": StreamingConfig,
-    },
+    "averaging": {},
     "optimizer": {"sgd": SgdConfig, "adam": AdamConfig, "accum_adam": AccumAdamConfig},
     "cluster": {"local": LocalConfig, "simulated": SimulatedConfig, "slurm": SlurmConfig},
 }
-"""The schemas that the options of each group in ``conf/`` start from."""
+"""The schemas that the options of each group in ``conf/`` start from; :func:`imgnet.config.groups.group_schemas` adds
+those that stand beside the code that they are for."""
 HYDRA = "hydra"
 """The key of Hydra's own part, beside those of a run."""
 STUDIES = "experiments"

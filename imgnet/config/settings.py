@@ -12,8 +12,9 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from imgnet.config.composed import plain
+from imgnet.config.groups import group_schemas
 from imgnet.config.ranges import declared
-from imgnet.config.schemas import GROUP_SCHEMAS, RunConfig
+from imgnet.config.schemas import RunConfig
 
 NOT_IN_THE_RESULT = (
     # How a run is kept, shown, sent and repeated.
@@ -109,9 +110,10 @@ def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tu
 def schemas() -> dict[str, list[Any]]:
     """Every schema by the group that it is for; those of keys without a group stand under the empty name."""
     found: dict[str, list[Any]] = {"": [RunConfig]}
+    of_groups = group_schemas()
     for name, kind in declared(RunConfig).items():
         if is_dataclass(kind.plain):
-            found[name] = [*GROUP_SCHEMAS[name].values()] if name in GROUP_SCHEMAS else [kind.plain]
+            found[name] = [*of_groups[name].values()] if name in of_groups else [kind.plain]
     return found
 
 

@@ -6,18 +6,17 @@ from typing import Any
 from torch.nn import Module
 
 from imgnet.config import (
-    AdaptiveConfig,
     AllReduceConfig,
     ConfigError,
     DecentralizedConfig,
     Engine,
     Precision,
     RunConfig,
-    StreamingConfig,
 )
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.parallel.allreduce import AllReduce
-from imgnet.parallel.averaging.build import consensus_factor, method_of
+from imgnet.parallel.averaging.consensus import AdaptiveConfig, consensus_factor
+from imgnet.parallel.averaging.registry import way_of
 from imgnet.parallel.compression import build_compressor
 from imgnet.parallel.decent_dp import DecentDp
 from imgnet.parallel.decentralized import Decentralized
@@ -53,7 +52,7 @@ def build_strategy(
             "bucket_mb": topology.bucket_mb,
         }
         if isinstance(config.averaging, AdaptiveConfig):
-            sizes["factor"] = consensus_factor(config, config.averaging, steps_per_epoch)
+            sizes["factor"] = consensus_factor(config.averaging, config, steps_per_epoch)
         return DecentDp(module, objective, make_optimizer, schedule.phases[0].topology, runtime, **sizes)
     settings = _settings(config, topology, module, runtime, steps_per_epoch)
     return Decentralized(module, objective, make_optimizer, schedule, runtime, **settings)
@@ -124,22 +123,23 @@ def _settings(
     config: RunConfig, topology: DecentralizedConfig, module: Module, runtime: Runtime, steps_per_epoch: int
 ) -> dict[str, Any]:
     own = {"bucket_mb": topology.bucket_mb, "wire_dtype": topology.wire_dtype}
-    own["num_buckets"] = _num_fragments(config, module)
-    return own | {"make_method": method_of(config, steps_per_epoch)} | _common(config, runtime)
+    own["num_buckets"] = _num_blocks(config, module)
+    make_method = way_of(config.averaging).make(config.averaging, config, steps_per_epoch)
+    return own | {"make_method": make_method} | _common(config, runtime)
 
 
-def _num_fragments(config: RunConfig, module: Module) -> int:
-    """The parts that the way to average wants the model in.
+def _num_blocks(config: RunConfig, module: Module) -> int:
+    """The blocks that the way to average needs.
 
     Raises:
         ConfigError: more than there are tensors to make them of.
     """
-    fragments = config.averaging.fragments if isinstance(config.averaging, StreamingConfig) else 1
+    wanted = way_of(config.averaging).num_blocks(config.averaging)
     trained = sum(parameter.requires_grad for parameter in module.parameters())
-    if fragments > trained:
-        what = f"model={config.model.name} has {trained} tensors of parameters"
-        raise ConfigError([f"averaging.fragments={fragments} must be at most {trained}: {what}"])
-    return fragments
+    if wanted > trained:
+        what = f"model={config.model.name} has {trained} tensors to make them of"
+        raise ConfigError([f"averaging={config.averaging.name} needs {wanted} parts, and {what}"])
+    return wanted
 
 
 def _common(config: RunConfig, runtime: Runtime) -> dict[str, Any]:

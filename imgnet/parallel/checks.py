@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from imgnet.config import (
-    AdaptiveConfig,
     AllReduceConfig,
     AveragingConfig,
     BaseGraphConfig,
@@ -16,21 +15,18 @@ from imgnet.config import (
     EquiDynConfig,
     EquiStaticConfig,
     LatticeConfig,
-    LocalStepsConfig,
-    Merge,
-    OuterConfig,
     Precision,
     RandomConfig,
     RunConfig,
     SgdConfig,
     SimulatedConfig,
     StaticRingConfig,
-    StreamingConfig,
     TopologyConfig,
     WeightedConfig,
     WireDtype,
 )
 from imgnet.data.checks import known_num_train
+from imgnet.parallel.averaging.registry import OPTIONS, way_of
 from imgnet.parallel.schedule import build_schedule, node_size, powersgd_start_step
 from imgnet.parallel.topology import GroupRound, NeighbourRound, Schedule
 from imgnet.suggest import nearest
@@ -57,19 +53,6 @@ SCHEMAS: dict[str, type[TopologyConfig]] = {
     "custom": CustomConfig,
 }
 """Every topology, and the schema of its settings."""
-AVERAGING: dict[str, type[AveragingConfig]] = {
-    "every_step": AveragingConfig,
-    "adaptive": AdaptiveConfig,
-    "local": LocalStepsConfig,
-    "outer": OuterConfig,
-    "diloco": OuterConfig,
-    "slowmo": OuterConfig,
-    "noloco": OuterConfig,
-    "streaming_diloco": StreamingConfig,
-}
-"""Every way to average, and the schema of its settings."""
-RESTING = (LocalStepsConfig, OuterConfig, StreamingConfig)
-"""Those that do not average in every step."""
 
 
 def problems(config: RunConfig, world_size: int, workers_per_node: int) -> Iterator[str]:
@@ -86,7 +69,7 @@ def problems(config: RunConfig, world_size: int, workers_per_node: int) -> Itera
         yield from names
     elif isinstance(topology, DecentralizedConfig):
         yield from _switch_problems(topology, config.epochs)
-        yield from _averaging_problems(config)
+        yield from way_of(config.averaging).problems(config.averaging, config)
         yield from _schedule_problems(config, topology, world_size, workers_per_node)
     else:
         assert isinstance(topology, AllReduceConfig)
@@ -94,43 +77,11 @@ def problems(config: RunConfig, world_size: int, workers_per_node: int) -> Itera
 
 
 def _averaging_name_problems(averaging: AveragingConfig) -> Iterator[str]:
-    schema, key = AVERAGING.get(averaging.name), f"averaging.name={averaging.name}"
+    schema, key = OPTIONS.get(averaging.name), f"averaging.name={averaging.name}"
     if schema is None:
-        yield f"{key}: there is no such way to average; {nearest(averaging.name, AVERAGING)}"
+        yield f"{key}: there is no such way to average; {nearest(averaging.name, OPTIONS)}"
     elif schema is not type(averaging):
         yield f"{key} stands among settings that are not its own; choose averaging={averaging.name}"
-
-
-def _averaging_problems(config: RunConfig) -> Iterator[str]:
-    averaging = config.averaging
-    key = f"averaging={averaging.name}"
-    if isinstance(averaging, AdaptiveConfig) and averaging.min_factor > averaging.max_factor:
-        yield (
-            f"averaging.min_factor={averaging.min_factor} must be at most averaging.max_factor={averaging.max_factor}"
-        )
-    start = getattr(averaging, "start_epoch", 0.0)
-    if start >= config.epochs:
-        yield f"averaging.start_epoch={start:g} leaves nothing of epochs={config.epochs} to {key}"
-    if isinstance(averaging, StreamingConfig):
-        yield from _streaming_problems(averaging)
-    if isinstance(averaging, RESTING) and isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
-        if not isinstance(averaging, LocalStepsConfig):
-            yield f"optimizer.quasi_global=true takes an average before an update; {key} has none there"
-        elif not averaging.overlap:
-            yield f"optimizer.quasi_global=true takes an average before an update; {key} needs averaging.overlap=true"
-
-
-def _streaming_problems(averaging: StreamingConfig) -> Iterator[str]:
-    every, fragments, delay = averaging.every, averaging.fragments, averaging.delay_steps
-    if every % fragments:
-        yield f"averaging.every={every} must be a multiple of averaging.fragments={fragments}"
-    elif delay >= every // fragments:
-        yield (
-            f"averaging.delay_steps={delay} must be below averaging.every / averaging.fragments = {every // fragments}:"
-            " one fragment is under way at a time"
-        )
-    if averaging.merge is Merge.delta and averaging.alpha != StreamingConfig(name=averaging.name).alpha:
-        yield f"averaging.alpha={averaging.alpha} needs averaging.merge=mix; it is {averaging.merge.value}"
 
 
 def _all_reduce_problems(config: RunConfig, topology: AllReduceConfig, world_size: int) -> Iterator[str]:
@@ -229,7 +180,7 @@ def _reasons_against_decent_dp(
         yield "needs 2 or more workers"
     else:
         yield from _rounds_without_decent_dp(topology, schedule)
-    if isinstance(config.averaging, RESTING):
+    if not way_of(config.averaging).is_of_decent_dp:
         yield f"averages in every step (averaging={config.averaging.name})"
     if topology.wire_dtype is not WireDtype.fp32:
         yield f"sends fp32 only (topology.wire_dtype={topology.wire_dtype.value})"

@@ -23,7 +23,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from imgnet.parallel.average import float_buffers, neighbour_distance, standing_in
-from imgnet.parallel.averaging.adaptive import ConsensusFactor
+from imgnet.parallel.averaging.consensus import ConsensusFactor
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import GroupRound, Topology

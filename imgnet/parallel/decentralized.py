@@ -25,8 +25,8 @@ from imgnet.config import WireDtype
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.average import float_buffers, neighbour_distance, standing_in
-from imgnet.parallel.averaging.every_step import EveryStep
 from imgnet.parallel.averaging.method import MakeMethod
+from imgnet.parallel.averaging.methods.every_step import EveryStep
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.flat import NamedParameter, flatten, split_into_buckets
 from imgnet.parallel.mixing import Mixer, sums_over

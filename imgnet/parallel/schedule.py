@@ -9,9 +9,9 @@ from imgnet.config import (
     ClusterConfig,
     DecentralizedConfig,
     LocalConfig,
-    LocalStepsConfig,
     TopologyConfig,
 )
+from imgnet.parallel.averaging.registry import way_of
 from imgnet.parallel.topology import Phase, Schedule, Topology, build_topology
 
 SEE_NODES = ("alternating-exp-ring", "hierarchical")
@@ -47,7 +47,7 @@ def build_schedule(
 
 def exact_topology(averaging: AveragingConfig, world_size: int, workers_per_node: int) -> Topology | None:
     """All workers in one group, where a way to average needs that beside its topology."""
-    if not isinstance(averaging, LocalStepsConfig) or not (averaging.start_epoch or averaging.exact_every):
+    if not way_of(averaging).averages_exactly(averaging):
         return None
     return build_topology("complete", world_size, workers_per_node)
 

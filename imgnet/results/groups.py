@@ -7,7 +7,7 @@ from functools import cache, cached_property
 
 from omegaconf import OmegaConf
 
-from imgnet.config import GROUP_SCHEMAS, RunConfig
+from imgnet.config import RunConfig, group_schemas
 from imgnet.config.settings import NOT_IN_THE_RESULT, is_among
 from imgnet.results.files import flat
 from imgnet.results.read import Run
@@ -94,7 +94,7 @@ def _counts(key: str, value: str) -> bool:
 def defaults() -> dict[str, str]:
     """Values of keys that nobody sets, where all schemas that have the key agree."""
     found: dict[str, set[str]] = {}
-    of_groups = [(f"{group}.", schema) for group, schemas in GROUP_SCHEMAS.items() for schema in schemas.values()]
+    of_groups = [(f"{group}.", schema) for group, schemas in group_schemas().items() for schema in schemas.values()]
     for prefix, schema in [("", RunConfig), *of_groups]:
         values = OmegaConf.to_container(OmegaConf.structured(schema), enum_to_str=True)
         assert isinstance(values, dict)

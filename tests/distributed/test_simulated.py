@@ -13,21 +13,21 @@ from imgnet import train
 from imgnet.checkpoint.folder import read_worker
 from imgnet.checkpoint.manifest import read_manifest, steps_of
 from imgnet.config import (
-    AdaptiveConfig,
     AllReduceConfig,
     AveragingConfig,
     DecentralizedConfig,
-    LocalStepsConfig,
-    Merge,
-    OuterConfig,
     RandomConfig,
     RunConfig,
     SimulatedConfig,
-    StreamingConfig,
     TopologyConfig,
     WeightedConfig,
     WireDtype,
 )
+from imgnet.parallel.averaging.consensus import AdaptiveConfig
+from imgnet.parallel.averaging.merging import Merge
+from imgnet.parallel.averaging.methods.local import LocalStepsConfig
+from imgnet.parallel.averaging.methods.outer import OuterConfig
+from imgnet.parallel.averaging.methods.streaming import StreamingConfig
 from imgnet.rundir import read_json
 from imgnet.runtime import Runtime
 from tests.distributed.harness import on_workers

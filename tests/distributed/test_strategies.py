@@ -12,8 +12,9 @@ from imgnet.config import OptimizerConfig
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.optim.schedule import learning_rate
 from imgnet.parallel.allreduce import AllReduce
-from imgnet.parallel.averaging.adaptive import Adaptive, ConsensusFactor
-from imgnet.parallel.averaging.every_step import EveryStep
+from imgnet.parallel.averaging.consensus import ConsensusFactor
+from imgnet.parallel.averaging.methods.adaptive import Adaptive
+from imgnet.parallel.averaging.methods.every_step import EveryStep
 from imgnet.parallel.decent_dp import DecentDp
 from imgnet.parallel.decentralized import Decentralized
 from imgnet.parallel.strategy import Strategy

@@ -1,14 +1,18 @@
 """Where a worker is between two averages, for ways to average after some local steps."""
 
+from typing import TYPE_CHECKING
+
 from imgnet.parallel.averaging.intervals import Intervals
-from imgnet.parallel.mixing import Mixer
 from imgnet.parallel.topology import Round
+
+if TYPE_CHECKING:
+    from imgnet.parallel.mixing import Mixer
 
 
 class Beat:
     """Where a worker is between two averages. Averages are numbered, and the topology's rounds follow that number."""
 
-    def __init__(self, mixer: Mixer, intervals: Intervals) -> None:
+    def __init__(self, mixer: "Mixer", intervals: Intervals) -> None:
         self._schedule = mixer.schedule
         self._intervals = intervals
         self.left = 0

@@ -1,6 +1,34 @@
 """Which part of the model is averaged after which step: pure numbers, the same on all workers."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from imgnet.config import AveragingConfig
+from imgnet.config.schemas import Count, WholeNumber
+
+
+@dataclass
+class FragmentsConfig(AveragingConfig):
+    """Parts of the model that take turns."""
+
+    every: Count = 100
+    """Local steps between two averages of the same part."""
+    fragments: Count = 4
+    """Parts, each made of every so manieth message; ``every`` is a multiple of it."""
+    delay_steps: WholeNumber = 5
+    """Steps in which an average is under way, fewer than ``every / fragments``."""
+
+
+def fragment_problems(averaging: FragmentsConfig) -> Iterator[str]:
+    """What is wrong with them, one line each."""
+    every, number, delay = averaging.every, averaging.fragments, averaging.delay_steps
+    if every % number:
+        yield f"averaging.every={every} must be a multiple of averaging.fragments={number}"
+    elif delay >= every // number:
+        yield (
+            f"averaging.delay_steps={delay} must be below averaging.every / averaging.fragments = {every // number}: "
+            "one fragment is under way at a time"
+        )
 
 
 @dataclass(frozen=True)
@@ -30,3 +58,8 @@ class Fragments:
         """The average that starts when so many steps, 1 or more, have been made."""
         average, rest = divmod(num_steps + self.delay, self.every // self.number)
         return average - 1 if rest == 0 else None
+
+
+def fragments_of(averaging: FragmentsConfig) -> Fragments:
+    """What a run asks for."""
+    return Fragments(averaging.fragments, averaging.every, averaging.delay_steps)

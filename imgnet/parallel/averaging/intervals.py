@@ -2,6 +2,24 @@
 
 from dataclasses import dataclass
 
+from imgnet.config import AveragingConfig, RunConfig
+from imgnet.config.schemas import Count, NotNegative, Positive, WholeNumber
+
+
+@dataclass
+class IntervalsConfig(AveragingConfig):
+    """When workers average that train by themselves for some steps."""
+
+    every: Count = 8
+    """Steps from one average to the next."""
+    start_epoch: NotNegative = 0.0
+    """Epochs in which every step ends with an exact average of all workers (post-local SGD, arXiv 1808.07217)."""
+    qsr_alpha: NotNegative = 0.0
+    """Above 0: ``max(every, (qsr_alpha / lr)^qsr_power)`` steps (quadratic synchronisation rule, arXiv 2310.14423)."""
+    qsr_power: Positive = 2.0
+    exact_every: WholeNumber = 0
+    """Each so many averages is one of all workers (Gossip-PGA, Chen et al. 2021); 0: none is."""
+
 
 @dataclass(frozen=True)
 class Intervals:
@@ -46,3 +64,12 @@ class Intervals:
     def is_exact(self, step: int, number: int) -> bool:
         """Whether the average after ``step`` is one of all workers; ``number`` counts averages from 0."""
         return step < self.first_step or (self.exact_every > 0 and (number + 1) % self.exact_every == 0)
+
+
+def intervals_of(averaging: IntervalsConfig, config: RunConfig, steps_per_epoch: int) -> Intervals:
+    """The intervals that a run asks for."""
+    return Intervals(
+        averaging.every, config.epochs * steps_per_epoch, round(averaging.start_epoch * steps_per_epoch),
+        averaging.qsr_alpha, averaging.qsr_power, averaging.exact_every,
+        round(config.optimizer.warmup_epochs * steps_per_epoch), config.optimizer.lr,
+    )  # fmt: skip

@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from imgnet.parallel.mixing import Mixer
+    from imgnet.parallel.mixing import Mixer
 
 
 class Method(ABC):
@@ -21,7 +22,7 @@ class Method(ABC):
         averaged: what is averaged in the place of the blocks, of the same shapes; None: the blocks themselves.
     """
 
-    def __init__(self, mixer: Mixer, averaged: Sequence[Tensor] | None = None) -> None:
+    def __init__(self, mixer: "Mixer", averaged: "Sequence[Tensor] | None" = None) -> None:
         self.blocks = mixer.blocks
         self.averagings = mixer.averagings if averaged is None else mixer.averagings_of(averaged)
         self.schedule = mixer.schedule
@@ -50,4 +51,4 @@ class Method(ABC):
         """
 
 
-MakeMethod = Callable[[Mixer], Method]
+MakeMethod: TypeAlias = "Callable[[Mixer], Method]"

@@ -1,16 +1,20 @@
 """Average in every step, behind the next forward and backward pass."""
 
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
+from imgnet.config import AveragingConfig
 from imgnet.parallel.averaging.method import Method
-from imgnet.parallel.mixing import Mixer
+from imgnet.parallel.averaging.way import Way
+
+if TYPE_CHECKING:
+    from imgnet.parallel.mixing import Mixer
 
 
 @final
 class EveryStep(Method):
     """``x[t+1] = W x[t] - lr u``: the average that began after one update is taken in before the next."""
 
-    def __init__(self, mixer: Mixer) -> None:
+    def __init__(self, mixer: "Mixer") -> None:
         super().__init__(mixer)
         self._step = 0
 
@@ -35,3 +39,6 @@ class EveryStep(Method):
         if num_steps > 0:
             for averaging in self.averagings:
                 averaging.start(self.schedule.round_at(num_steps - 1))
+
+
+WAY = Way(("every_step",), AveragingConfig, lambda *_: EveryStep, is_of_decent_dp=True)

@@ -1,11 +1,26 @@
 """Local steps: workers train by themselves for a while, then average before they go on."""
 
-from typing import Any, final
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
 
+from imgnet.config import RunConfig
 from imgnet.parallel.averaging.beat import Beat
-from imgnet.parallel.averaging.intervals import Intervals
-from imgnet.parallel.averaging.method import Method
-from imgnet.parallel.mixing import Mixer
+from imgnet.parallel.averaging.intervals import Intervals, IntervalsConfig, intervals_of
+from imgnet.parallel.averaging.method import MakeMethod, Method
+from imgnet.parallel.averaging.way import Way, no_average_before_an_update, starts_in_time
+
+if TYPE_CHECKING:
+    from imgnet.parallel.mixing import Mixer
+
+
+@dataclass
+class LocalStepsConfig(IntervalsConfig):
+    """Each worker trains by itself for some steps; after them it averages."""
+
+    overlap: bool = False
+    """Whether an average is under way during the next forward and backward pass; else the pass waits for it."""
 
 
 @final
@@ -17,7 +32,7 @@ class Local(Method):
     each worker's own.
     """
 
-    def __init__(self, mixer: Mixer, intervals: Intervals, *, overlap: bool = False) -> None:
+    def __init__(self, mixer: "Mixer", intervals: Intervals, *, overlap: bool = False) -> None:
         super().__init__(mixer)
         self._beat = Beat(mixer, intervals)
         self._overlap = overlap
@@ -46,3 +61,20 @@ class Local(Method):
         self._beat.restore(state["beat"], num_steps)
         for index in range(len(self.blocks)):
             self.after_update(index)
+
+
+def _make(averaging: LocalStepsConfig, config: RunConfig, steps_per_epoch: int) -> MakeMethod:
+    return partial(Local, intervals=intervals_of(averaging, config, steps_per_epoch), overlap=averaging.overlap)
+
+
+def _problems(averaging: LocalStepsConfig, config: RunConfig) -> Iterator[str]:
+    yield from starts_in_time(averaging, config)
+    if not averaging.overlap:
+        yield from (f"{line} without averaging.overlap" for line in no_average_before_an_update(averaging, config))
+
+
+def _averages_exactly(averaging: LocalStepsConfig) -> bool:
+    return bool(averaging.start_epoch or averaging.exact_every)
+
+
+WAY = Way(("local",), LocalStepsConfig, _make, _problems, averages_exactly=_averages_exactly)

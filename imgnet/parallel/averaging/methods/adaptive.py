@@ -1,29 +1,17 @@
 """Adaptive consensus: how much of an average is taken in follows the learning rate (DSGD-AC, arXiv 2602.02899)."""
 
-from dataclasses import dataclass
-from typing import Any, final
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
 
-from imgnet.parallel.averaging.every_step import EveryStep
-from imgnet.parallel.averaging.method import Method
-from imgnet.parallel.mixing import Mixer
+from imgnet.config import RunConfig
+from imgnet.parallel.averaging.consensus import AdaptiveConfig, ConsensusFactor, consensus_factor
+from imgnet.parallel.averaging.method import MakeMethod, Method
+from imgnet.parallel.averaging.methods.every_step import EveryStep
+from imgnet.parallel.averaging.way import Way, starts_in_time
 
-
-@dataclass(frozen=True)
-class ConsensusFactor:
-    """``g = min + (max - min) (lr / reference_lr)^power`` from a step on, ``max`` before it and above that rate."""
-
-    smallest: float
-    largest: float
-    power: float
-    first_step: int
-    reference_lr: float
-    """The learning rate of ``first_step``."""
-
-    def __call__(self, step: int, lr: float) -> float:
-        """The share of an average that is taken in at a step of this learning rate, in [0, 1]."""
-        if step < self.first_step:
-            return self.largest
-        return self.smallest + (self.largest - self.smallest) * min(lr / self.reference_lr, 1.0) ** self.power
+if TYPE_CHECKING:
+    from imgnet.parallel.mixing import Mixer
 
 
 @final
@@ -38,7 +26,7 @@ class Adaptive(Method):
         factor: g.
     """
 
-    def __init__(self, mixer: Mixer, factor: ConsensusFactor) -> None:
+    def __init__(self, mixer: "Mixer", factor: ConsensusFactor) -> None:
         super().__init__(mixer)
         self._every_step = EveryStep(mixer)
         self._factor = factor
@@ -71,3 +59,18 @@ class Adaptive(Method):
     def restore(self, state: dict[str, Any], num_steps: int) -> None:
         """See :meth:`Method.restore`."""
         self._every_step.restore(state, num_steps)
+
+
+def _make(averaging: AdaptiveConfig, config: RunConfig, steps_per_epoch: int) -> MakeMethod:
+    return partial(Adaptive, factor=consensus_factor(averaging, config, steps_per_epoch))
+
+
+def _problems(averaging: AdaptiveConfig, config: RunConfig) -> Iterator[str]:
+    if averaging.min_factor > averaging.max_factor:
+        yield (
+            f"averaging.min_factor={averaging.min_factor} must be at most averaging.max_factor={averaging.max_factor}"
+        )
+    yield from starts_in_time(averaging, config)
+
+
+WAY = Way(("adaptive",), AdaptiveConfig, _make, _problems, is_of_decent_dp=True)
