@@ -3,6 +3,9 @@
 from collections.abc import Collection
 from difflib import get_close_matches
 
+GONE = {"topology.every": "workers rest between averages with averaging=local averaging.every=K averaging.overlap=true"}
+"""Keys that there were, and what says the same now."""
+
 
 def nearest(name: str, known: Collection[str]) -> str:
     """``did you mean 'x'?`` or the known names, for the end of a line that refuses ``name``."""
@@ -22,6 +25,8 @@ def unknown_key(key: str, known: Collection[str]) -> str:
         key: from the root on, such as ``optimizer.betaz``.
         known: the keys of that place; empty where it has none, or where they cannot be named.
     """
+    if key in GONE:
+        return f"there is no {key} any more; {GONE[key]}"
     parent, _, name = key.rpartition(".")
     where = f"in {parent}, " if parent else ""
     return f"unknown key {key!r}; {where}{nearest(name, known)}" if known else f"unknown key {key!r}"

@@ -45,7 +45,7 @@ def families(world_size: int, per_node: int) -> list[tuple[str, dict]]:
     others = [name for name in FAMILIES if name.startswith("directed-")] + ["custom", "alternating-exp-ring"]
     found = [(name, {}) for name in FAMILIES if name not in others]
     found += [("base-graph", {"max_degree": 2}), ("static-ring", {"neighbours": world_size // 2})]
-    found += [("ring", {"self_weight": 0.8, "every": 2}), ("custom", {"rounds": odd_weights})]
+    found += [("ring", {"self_weight": 0.8}), ("custom", {"rounds": odd_weights})]
     found += [("custom", {"rounds": uneven})]
     found += [(name, {"self_weight": 0.4}) for name in ("ring", "static-ring", "random")]
     return found + [("alternating-exp-ring", {})] * (world_size > per_node > 1)

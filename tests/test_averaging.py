@@ -108,6 +108,7 @@ METHODS: dict[str, MakeMethod] = {
     "every_step": EveryStep,
     "adaptive": partial(Adaptive, factor=FACTOR),
     "local": partial(Local, intervals=Intervals(4, NUM_STEPS, 10, exact_every=3)),
+    "overlap": partial(Local, intervals=Intervals(3, NUM_STEPS), overlap=True),
     "qsr": partial(Local, intervals=Intervals(2, NUM_STEPS, qsr_alpha=0.3, warmup_steps=20, peak_lr=0.2)),
     "nesterov": partial(
         Outer, intervals=Intervals(7, NUM_STEPS), lr=0.7, momentum=0.9, nesterov=True, scale_by_lr=False
@@ -173,6 +174,21 @@ def test_local_steps_are_their_recursion(name: str) -> None:
             number += 1
     assert (NUM_STEPS - 10) % 4 == 2, "the last interval is cut short; its average is under way when the run ends"
     AGAINST(Team(name, METHODS["local"]).run(), x)
+
+
+@pytest.mark.parametrize("name", ["ring", "complete"])
+def test_averages_behind_the_computation_are_taken_in_before_the_next_update(name: str) -> None:
+    """H = 3, gradients at the parameters before the average; the last one is still under way."""
+    x = np.tile(START, (WORKERS, 1))
+    for step, lr in enumerate(RATES):
+        mixed = matrix(name, step // 3 - 1) @ x if step and step % 3 == 0 else x
+        x = mixed - lr * gradient(x, step)
+    AGAINST(Team(name, METHODS["overlap"]).run(), x)
+
+
+def test_an_average_behind_each_step_is_every_step_bit_for_bit() -> None:
+    behind = partial(Local, intervals=Intervals(1, NUM_STEPS), overlap=True)
+    assert np.array_equal(Team("ring", behind, torch.float32).run(), Team("ring", EveryStep, torch.float32).run())
 
 
 @pytest.mark.parametrize("settings", [{}, {"momentum": 0.9}, {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1}])

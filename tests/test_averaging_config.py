@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from torch import nn
 
 from imgnet.config import ConfigError, RunConfig, parse_saved, plain
+from imgnet.config.settings import differing, every_setting
 from imgnet.launch.checks import check
+from imgnet.launch.refusal import explain
 from imgnet.parallel.averaging.build import method_of
 from imgnet.parallel.build import build_strategy
 from imgnet.parallel.checks import AVERAGING
@@ -38,6 +41,26 @@ def test_a_run_that_knew_no_choice_averaged_in_every_step() -> None:
     saved = plain(run())
     del saved["averaging"]
     assert parse_saved(OmegaConf.create(saved)) == run()
+
+
+def test_a_run_that_rested_by_its_topology_rests_as_local_steps_do() -> None:
+    """So runs that were made before can still be read and compared."""
+    rests, saved = run("averaging=local", "averaging.every=3", "averaging.overlap=true"), plain(run())
+    saved["topology"]["every"] = 3
+    assert parse_saved(OmegaConf.create(saved)) == rests
+    saved["topology"]["every"] = 1
+    assert parse_saved(OmegaConf.create(saved)) == run()
+    assert differing({"topology.every": 1}, every_setting(run())).keys().isdisjoint({"topology.every"})
+
+
+@pytest.mark.parametrize("word", ["topology.every=2", "+topology.every=2"])
+def test_the_key_that_is_gone_is_refused_with_what_says_the_same(word: str) -> None:
+    with pytest.raises((HydraException, ConfigError)) as caught:
+        run(word)
+    problems = caught.value.problems if isinstance(caught.value, ConfigError) else [explain(caught.value)]
+    instead = "workers rest between averages with averaging=local averaging.every=K averaging.overlap=true"
+    assert problems == [f"there is no topology.every any more; {instead}"]
+    check(run(*instead.partition("with ")[2].replace("K", "2").split(), "optimizer.quasi_global=true"))
 
 
 def test_settings_reach_the_method() -> None:
@@ -76,9 +99,9 @@ REFUSED = [
         "averaging=local averages parameters, and topology=allreduce",
     ),
     (["topology=allreduce", "averaging=diloco"], "averaging=diloco averages parameters, and topology=allreduce"),
-    (["averaging=local", "topology.every=2"], "topology.every=2 is for averaging=every_step; averaging=local has"),
+    (["averaging=local", "optimizer.quasi_global=true"], "averaging=local needs averaging.overlap=true"),
     (["averaging=local", "topology.engine=decent_dp"], "topology.engine=decent_dp averages in every step (averaging="),
-    (["averaging=noloco", "optimizer.quasi_global=true"], "optimizer.quasi_global=true takes an average before each"),
+    (["averaging=noloco", "optimizer.quasi_global=true"], "optimizer.quasi_global=true takes an average before an"),
     (["averaging=adaptive", "epochs=10"], "averaging.start_epoch=10 leaves nothing of epochs=10 to averaging=adaptive"),
     (["averaging=local", "averaging.start_epoch=95"], "averaging.start_epoch=95 leaves nothing of epochs=90"),
     (
@@ -97,7 +120,7 @@ REFUSED = [
     ([*STREAMING, "averaging.alpha=-0.1"], "averaging.alpha=-0.1 must be at least 0"),
     ([*STREAMING, "averaging.alpha=nan"], "averaging.alpha=nan must be finite"),
     ([*STREAMING, "averaging.merge=delta", "averaging.alpha=0.3"], "averaging.alpha=0.3 needs averaging.merge=mix; it"),
-    ([*STREAMING, "optimizer.quasi_global=true"], "optimizer.quasi_global=true takes an average before each"),
+    ([*STREAMING, "optimizer.quasi_global=true"], "optimizer.quasi_global=true takes an average before an"),
     (["averaging.name=lokal"], "averaging.name=lokal: there is no such way to average; did you mean 'local'?"),
 ]
 

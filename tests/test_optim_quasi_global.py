@@ -11,8 +11,11 @@ from imgnet.optim.quasi_global import QuasiGlobalSGD
 from imgnet.parallel.topology import build_topology, mixing_matrix
 
 WORKERS, SIZE, STEPS = 6, 11, 40
-TOPOLOGY = build_topology("ring", WORKERS, 2, every=2)
-MATRICES = [mixing_matrix(TOPOLOGY.round_at(step), WORKERS) for step in range(STEPS)]
+TOPOLOGY = build_topology("ring", WORKERS, 2)
+MATRICES = [
+    mixing_matrix(TOPOLOGY.round_at(step // 2), WORKERS) if step % 2 else np.eye(WORKERS) for step in range(STEPS)
+]
+"""Workers rest in every other step."""
 LRS = [0.05 * min(1.0, step / 5) * (1 - step / STEPS) for step in range(STEPS)]
 """From 0 on, to see that a first learning rate of 0 divides nothing."""
 

@@ -25,6 +25,7 @@ from imgnet.parallel.topology import (
     spectral_gap,
 )
 from imgnet.parallel.topology.families.exp import prime_factors
+from imgnet.parallel.topology.rounds import idle_round
 
 SIZES = range(1, 65)
 LAYOUTS = [(size, local) for size in SIZES for local in range(1, size + 1) if size % local == 0]
@@ -191,16 +192,6 @@ def test_random_is_seeded_and_does_not_change():
     assert [group.ranks for group in first.groups] == [(0, 5), (1, 3), (2, 4)]  # of this seed, with any numpy
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_every(name):
-    plain, spaced = build_topology(name, 8, 4), build_topology(name, 8, 4, every=3)
-    assert spaced.rounds[2::3] == plain.rounds
-    assert all(round_.is_idle == (number % 3 != 2) for number, round_ in enumerate(spaced.rounds))
-    assert spaced.plan(5)[0] is None
-    assert spaced.round_at(len(spaced.rounds) + 2) == plain.rounds[0]
-    assert build_topology(name, 8, 4, every=1) == plain
-
-
 def test_plans_agree_with_matrices():
     for name in NAMED:
         topology = build_topology(name, 12, 4)
@@ -228,7 +219,7 @@ def test_plans_agree_with_matrices():
 
 
 def test_communicators():
-    assert build_topology("ring", 4, 2, every=2).communicators() == ((0, 1), (2, 3), (1, 2), (0, 3))
+    assert build_topology("ring", 4, 2).communicators() == ((0, 1), (2, 3), (1, 2), (0, 3))
     assert build_topology("star", 4, 2).communicators() == ()
     assert build_topology("complete", 1, 1).communicators() == ()
 
@@ -242,7 +233,8 @@ def test_known_spectral_gaps():
     one_peer = spectral_gap(build_topology("ring", size, 1).rounds, size)
     assert one_peer.period == pytest.approx(1 - np.cos(np.pi / (size / 2)) ** 2)
     assert one_peer.step == pytest.approx(1 - (1 - one_peer.period) ** 0.5)
-    twice = spectral_gap(build_topology("ring", size, 1, every=2).rounds, size)
+    rounds = build_topology("ring", size, 1).rounds
+    twice = spectral_gap([part for round_ in rounds for part in (idle_round(size), round_)], size)
     assert twice.period == pytest.approx(one_peer.period)
     assert twice.step < one_peer.step
     assert spectral_gap(build_topology("ring", 1, 1).rounds, 1) == (1.0, 1.0)
@@ -269,7 +261,7 @@ def test_never_connected_rounds():
 def test_rounds_to_consensus():
     assert rounds_to_consensus(build_topology("ring", 4, 1).rounds, 4) == 2
     assert rounds_to_consensus(build_topology("ring", 8, 1).rounds, 8) is None
-    assert rounds_to_consensus(build_topology("complete", 9, 1, every=4).rounds, 9) == 4
+    assert rounds_to_consensus([idle_round(9)] * 3 + [*build_topology("complete", 9, 1).rounds], 9) == 4
     assert rounds_to_consensus(build_topology("complete", 1, 1).rounds, 1) == 0
 
 
@@ -298,8 +290,8 @@ def test_bytes_per_step():
     )
     np.testing.assert_allclose(traffic.within_node, [100] * 4)
     np.testing.assert_allclose(traffic.between_nodes, [200] * 4)
-    star = build_topology("star", 4, 2, every=2)
-    traffic = bytes_per_step(star.rounds, 4, 2, num_parameters=100, bytes_per_value=2)
+    star = build_topology("star", 4, 2)
+    traffic = bytes_per_step([idle_round(4), *star.rounds], 4, 2, num_parameters=100, bytes_per_value=2)
     np.testing.assert_allclose(traffic.within_node, [100, 100, 0, 0])
     np.testing.assert_allclose(traffic.between_nodes, [200, 0, 100, 100])
 
@@ -309,12 +301,11 @@ def test_bytes_per_step():
     name=st.sampled_from(NAMED),
     nodes=st.integers(2, 12),
     local=st.integers(2, 8),
-    every=st.integers(1, 4),
     step=st.integers(0, 10_000),
 )
-def test_any_topology_keeps_the_mean_and_never_spreads(name, nodes, local, every, step):
+def test_any_topology_keeps_the_mean_and_never_spreads(name, nodes, local, step):
     size = nodes * local
-    topology = build_topology(name, size, local, every=every)
+    topology = build_topology(name, size, local)
     values = np.random.default_rng(step).normal(size=size)
     mixed = mixing_matrix(topology.round_at(step), size) @ values
     assert mixed.mean() == pytest.approx(values.mean(), abs=1e-12)
@@ -332,14 +323,13 @@ def test_any_topology_keeps_the_mean_and_never_spreads(name, nodes, local, every
         (("ring", 10, 4), {}, "world_size=10 is not divisible by workers_per_node=4"),
         (("ring", 0, 1), {}, "world_size=0 must be 1 or more"),
         (("ring", 4, 0), {}, "workers_per_node=0 must be 1 or more"),
-        (("ring", 4, 2), {"every": 0}, "topology=ring has every=0; it must be 1 or more"),
         (("ring", 4, 2), {"self_weight": 1.0}, "topology=ring has self_weight=1.0; it must be above 0 and below 1"),
-        (("exp", 4, 2), {"seed": 1}, "topology=exp has no option seed; it has every"),
+        (("exp", 4, 2), {"seed": 1}, "topology=exp has no option seed; it has none"),
         (("random", 4, 2), {"seed": -1}, "topology=random has seed=-1; it must be 0 or more"),
         (("random", 4, 2), {"num_rounds": 0}, "topology=random has num_rounds=0; it must be 1 or more"),
         (("random", 4, 2), {"num_rounds": 1}, "num_rounds=1 leaves workers unconnected; draw more rounds"),
         (("grid", 12, 4), {"num_rows": 5}, r"num_rows=5; with 12 workers it must be one of \[1, 2, 3, 4, 6, 12\]"),
-        (("ring", 4, 2), {"every": 1.5}, "topology=ring has every=1.5; it must be a whole number"),
+        (("random", 4, 2), {"seed": 1.5}, "topology=random has seed=1.5; it must be a whole number"),
         (("random", 4, 2), {"seed": "x"}, "topology=random has seed=x; it must be a whole number"),
         (("random", 4, 2), {"num_rounds": True}, "topology=random has num_rounds=True; it must be a whole number"),
         (("ring", 4, 2), {"self_weight": "half"}, "topology=ring has self_weight=half; it must be a number"),
@@ -362,7 +352,7 @@ def test_refusals(arguments, options, message):
 
 
 def test_options():
-    assert option_names("random") == ["seed", "num_rounds", "self_weight", "every"]
+    assert option_names("random") == ["seed", "num_rounds", "self_weight"]
     assert build_topology("ring", 4, 2, self_weight=None) == build_topology("ring", 4, 2)
 
 

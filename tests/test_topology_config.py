@@ -43,7 +43,6 @@ def test_every_topology_composes_under_its_own_name(file) -> None:
 
 def test_options_reach_the_rounds() -> None:
     assert mixing_matrix(schedule_of("topology=ring", "topology.self_weight=0.75").round_at(0), 4)[0, 0] == 0.75
-    assert len(schedule_of("topology=ring", "topology.every=3").phases[0].topology.rounds) == 6
     one, other = (schedule_of("topology=random", f"topology.seed={seed}").phases[0].topology for seed in (0, 1))
     assert one.rounds != other.rounds
     column = schedule_of("topology=grid", "topology.num_rows=4").round_at(0)
@@ -77,11 +76,12 @@ def test_the_own_topology_holds_until_the_schedule_names_another() -> None:
 
 
 def test_next_rounds_are_distinct_and_busy() -> None:
-    ring = build_topology("ring", 4, 4, every=2)
-    schedule = Schedule((Phase(0, build_topology("complete", 4, 4)), Phase(5, ring)))
+    edge, pairs = [[0, 1, 0.5]], [{"ranks": [1, 2]}, {"ranks": [0, 3]}]
+    rests = build_topology("custom", 4, 4, rounds=[[], edge, edge, pairs])
+    schedule = Schedule((Phase(0, build_topology("complete", 4, 4)), Phase(5, rests)))
     assert schedule.next_rounds(4, limit=8) == [schedule.round_at(0)]
-    assert schedule.next_rounds(7, limit=8) == [ring.rounds[3], ring.rounds[1]]
-    assert schedule.next_rounds(7, limit=1) == [ring.rounds[3]]
+    assert schedule.next_rounds(8, limit=8) == [rests.rounds[3], rests.rounds[1]]
+    assert schedule.next_rounds(8, limit=1) == [rests.rounds[3]]
     assert Schedule.constant(build_topology("ring", 1, 1)).next_rounds(0, limit=8) == []
 
 
@@ -105,7 +105,6 @@ def test_nodes_can_be_simulated() -> None:
 
 REFUSED: list[tuple[list[str], list[str]]] = [
     (["topology=ring", "topology.self_weight=1.5"], ["topology.self_weight=1.5 must be below 1, or null"]),
-    (["topology=complete", "topology.every=0"], ["topology.every=0 must be at least 1"]),
     (["topology=allreduce", "topology.name=ring"], ["topology.name=ring stands among settings that are not its own"]),
     (["topology=ring", "topology.name=exp"], ["topology.name=exp stands among settings that are not its own"]),
     (["topology=ring", "topology.name=rign"], ["topology.name=rign: there is no such topology; did you mean 'ring'?"]),
@@ -160,10 +159,6 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (
         ["topology=star", "topology.engine=decent_dp"],
         ["topology.engine=decent_dp averages in disjoint groups, which topology=star is not; use"],
-    ),
-    (
-        ["topology=ring", "topology.every=2", "topology.engine=decent_dp"],
-        ["topology.engine=decent_dp lets no worker rest in a round, as topology.every=2 does"],
     ),
     (
         ["topology=random", "topology.engine=decent_dp", "cluster.cpu_workers_per_node=3"],
@@ -246,7 +241,7 @@ def test_refused_with_one_line_for_each_problem(overrides: list[str], lines: lis
     [
         (
             ["topology=complete", "topology.num_rows=2"],
-            "unknown key 'topology.num_rows'; in topology, known: bucket_mb, engine, every, name, schedule, wire_dtype",
+            "unknown key 'topology.num_rows'; in topology, known: bucket_mb, engine, name, schedule, wire_dtype",
         ),
         (["topology=ring", "topology.compression=powersgd"], "unknown key 'topology.compression'; in topology, "),
         (["topology=allreduce", "topology.compression=psgd"], "topology.compression=psgd: no such choice; "),

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from imgnet.cli import app
 from imgnet.parallel.topology import FAMILIES, build_topology
+from imgnet.parallel.topology.rounds import idle_round
 from imgnet.results.pictures import topology_picture
 from imgnet.results.pictures.topologies import describe_round, deviations
 
@@ -106,7 +107,7 @@ def test_rounds_in_words() -> None:
     rounds = build_topology("random", 3, 3, self_weight=0.75).rounds
     assert "(each keeps 3/4)" in describe_round(rounds[0])
     assert "resting: " in describe_round(rounds[0])
-    assert describe_round(build_topology("ring", 2, 2, every=2).rounds[0]) == "nobody communicates"
+    assert describe_round(idle_round(2)) == "nobody communicates"
     edges = build_topology("custom", 4, 4, rounds=[[[1, 2, 0.5]], [{"ranks": [0, 1, 2, 3]}]]).rounds
     assert describe_round(edges[0]) == "0: rests  1: 1/2 of 2  2: 1/2 of 1  3: rests"
     assert describe_round(edges[1]) == "{0..3}"

@@ -118,11 +118,19 @@ def parse_saved(saved: DictConfig) -> RunConfig:
     Raises:
         ConfigError: keys without a value.
     """
+    _bring_up_to_date(saved)
     for group, schemas in GROUP_SCHEMAS.items():
-        if group == "averaging" and group not in saved:  # of a run that was made before there was a choice
-            continue
         saved[group] = OmegaConf.merge(_schema_of(set(saved[group]), list(schemas.values())), saved[group])
     return parse(saved)
+
+
+def _bring_up_to_date(saved: DictConfig) -> None:
+    """A run that was made before there was a choice of how to average; rests between averages were the topology's."""
+    every = saved["topology"].pop("every", 1)
+    if every > 1:
+        saved["averaging"] = {"name": "local", "every": every, "overlap": True}
+    elif "averaging" not in saved:
+        saved["averaging"] = {"name": "every_step"}
 
 
 def _schema_of(keys: set[str], schemas: list[type]) -> type:

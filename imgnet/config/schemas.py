@@ -255,8 +255,6 @@ class DecentralizedConfig(TopologyConfig):
     bucket_mb: Megabytes = 4
     """Size of a message. On slow links small ones leave fewer gaps between a round and the next, which has other peers
     (benchmarks/README.md); what starts them is hidden behind the computation."""
-    every: Rounds = 1
-    """Average after each ``every``-th step only, throughout the run."""
     wire_dtype: WireDtype = WireDtype.fp32
     """``bf16`` halves the messages; docs/topologies.md says what that costs."""
     schedule: list[SwitchConfig] = field(default_factory=list)
@@ -358,10 +356,12 @@ class AdaptiveConfig(AveragingConfig):
 
 @dataclass
 class LocalStepsConfig(AveragingConfig):
-    """Each worker trains by itself for some steps; the average after them comes before the next forward pass."""
+    """Each worker trains by itself for some steps; after them it averages."""
 
     every: Count = 8
     """Steps from one average to the next."""
+    overlap: bool = False
+    """Whether an average is under way during the next forward and backward pass; else the pass waits for it."""
     start_epoch: NotNegative = 0.0
     """Epochs in which every step ends with an exact average of all workers (post-local SGD, arXiv 1808.07217)."""
     qsr_alpha: NotNegative = 0.0

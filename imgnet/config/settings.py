@@ -73,6 +73,9 @@ MAY_CHANGE_ON_THE_WAY = (
 )
 """Those in which a run may differ from the one whose checkpoint it goes on from, and make the same steps."""
 
+GONE = {"topology.every": 1}
+"""Keys that earlier runs have, each with the value that says nothing else than its absence."""
+
 
 def is_among(named: Collection[str], key: str) -> bool:
     """Whether a key is named, or a group that it belongs to."""
@@ -99,7 +102,7 @@ def every_setting(config: RunConfig) -> dict[str, Any]:
 
 def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ, each with both. What one lacks, because its schema has no such key, is the default."""
-    known = defaults()
+    known = GONE | defaults()
     pairs = {key: (there.get(key, known.get(key)), here.get(key, known.get(key))) for key in {**there, **here}}
     return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
 

@@ -86,7 +86,7 @@ def problems(config: RunConfig, world_size: int, workers_per_node: int) -> Itera
         yield from names
     elif isinstance(topology, DecentralizedConfig):
         yield from _switch_problems(topology, config.epochs)
-        yield from _averaging_problems(config, topology)
+        yield from _averaging_problems(config)
         yield from _schedule_problems(config, topology, world_size, workers_per_node)
     else:
         assert isinstance(topology, AllReduceConfig)
@@ -101,7 +101,7 @@ def _averaging_name_problems(averaging: AveragingConfig) -> Iterator[str]:
         yield f"{key} stands among settings that are not its own; choose averaging={averaging.name}"
 
 
-def _averaging_problems(config: RunConfig, topology: DecentralizedConfig) -> Iterator[str]:
+def _averaging_problems(config: RunConfig) -> Iterator[str]:
     averaging = config.averaging
     key = f"averaging={averaging.name}"
     if isinstance(averaging, AdaptiveConfig) and averaging.min_factor > averaging.max_factor:
@@ -113,11 +113,11 @@ def _averaging_problems(config: RunConfig, topology: DecentralizedConfig) -> Ite
         yield f"averaging.start_epoch={start:g} leaves nothing of epochs={config.epochs} to {key}"
     if isinstance(averaging, StreamingConfig):
         yield from _streaming_problems(averaging)
-    if isinstance(averaging, RESTING):
-        if topology.every > 1:
-            yield f"topology.every={topology.every} is for averaging=every_step; {key} has averaging.every"
-        if isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
-            yield f"optimizer.quasi_global=true takes an average before each update; {key} has none there"
+    if isinstance(averaging, RESTING) and isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
+        if not isinstance(averaging, LocalStepsConfig):
+            yield f"optimizer.quasi_global=true takes an average before an update; {key} has none there"
+        elif not averaging.overlap:
+            yield f"optimizer.quasi_global=true takes an average before an update; {key} needs averaging.overlap=true"
 
 
 def _streaming_problems(averaging: StreamingConfig) -> Iterator[str]:
@@ -250,5 +250,4 @@ def _rounds_without_decent_dp(topology: DecentralizedConfig, schedule: Schedule)
     if any(isinstance(round_, NeighbourRound) for round_ in rounds):
         yield f"averages in disjoint groups, which topology={topology.name} is not"
     elif any(len(group.ranks) == 1 for group in groups):
-        what = f"topology.every={topology.every}" if topology.every > 1 else f"topology={topology.name}"
-        yield f"lets no worker rest in a round, as {what} does"
+        yield f"lets no worker rest in a round, as topology={topology.name} does"

@@ -74,7 +74,7 @@ def sees_nodes(config: TopologyConfig) -> bool:
 
 def _topology(name: str, config: DecentralizedConfig, world_size: int, workers_per_node: int) -> Topology:
     options = own_options(config) if name == config.name else {}
-    return build_topology(name, world_size, workers_per_node, every=config.every, **options)
+    return build_topology(name, world_size, workers_per_node, **options)
 
 
 def own_options(config: DecentralizedConfig) -> dict[str, Any]:

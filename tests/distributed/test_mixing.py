@@ -166,8 +166,12 @@ def count_messages(runtime: Runtime, name: str, options: dict) -> tuple[int, int
     return len(made), len(sent)
 
 
+RESTS = [[], [], [{"ranks": [0, 1, 2, 3]}]]
+
+
 @pytest.mark.parametrize(
-    ("name", "options", "wanted"), [("random", {}, (0, 8)), ("ring", {"every": 3}, (0, 0)), ("complete", {}, (0, 0))]
+    ("name", "options", "wanted"),
+    [("random", {}, (0, 8)), ("custom", {"rounds": RESTS}, (0, 0)), ("complete", {}, (0, 0))],
 )
 def test_no_message_without_need(name: str, options: dict, wanted: tuple[int, int], tmp_path: Path) -> None:
     """Pairs need no communicator, an idle round no message; four parameters make four buckets."""

@@ -36,6 +36,7 @@ from tests.distributed.test_resume import NUM_EPOCHS, STEPS_PER_EPOCH, StopAfter
 
 WORKERS = 4
 AVERAGING: dict[str, AveragingConfig] = {
+    "random": LocalStepsConfig(name="local", every=2, overlap=True),
     "adaptive": AdaptiveConfig(name="adaptive", start_epoch=1),
     "local": LocalStepsConfig(name="local", every=3, start_epoch=0.5, exact_every=4),
     "outer": OuterConfig(name="outer", every=5, momentum=0.5, nesterov=False, scale_by_lr=True),
@@ -46,7 +47,7 @@ SAME_BITS: dict[str, TopologyConfig] = {
     "ring": WeightedConfig(name="ring", self_weight=0.7),
     "static-ring": WeightedConfig(name="static-ring"),
     "exp": DecentralizedConfig(name="exp"),
-    "random": RandomConfig(name="random", seed=3, every=2),
+    "random": RandomConfig(name="random", seed=3),
     "bf16": WeightedConfig(name="ring", wire_dtype=WireDtype.bf16),
     "bf16 groups": DecentralizedConfig(name="complete", wire_dtype=WireDtype.bf16),
     "adaptive": WeightedConfig(name="static-ring"),

@@ -25,7 +25,7 @@ def method_of(config: RunConfig, steps_per_epoch: int) -> MakeMethod:
             averaging.qsr_alpha, averaging.qsr_power, averaging.exact_every,
             round(config.optimizer.warmup_epochs * steps_per_epoch), config.optimizer.lr,
         )  # fmt: skip
-        return partial(Local, intervals=intervals)
+        return partial(Local, intervals=intervals, overlap=averaging.overlap)
     if isinstance(averaging, OuterConfig):
         settings = {key: getattr(averaging, key) for key in ("lr", "momentum", "nesterov", "scale_by_lr")}
         return partial(Outer, intervals=Intervals(averaging.every, num_steps), **settings)

@@ -10,24 +10,27 @@ from imgnet.parallel.mixing import Mixer
 
 @final
 class Local(Method):
-    """``x <- x - lr u`` H times, then ``x <- W x``, which the next forward pass waits for.
+    """``x <- x - lr u`` H times, then ``x <- W x``, which the next forward pass waits for; with ``overlap`` its update.
 
-    With H = 1 among all workers this is AllReduce for every update that is linear in the gradient (SGD, momentum,
-    Nesterov, decay). Optimizer states stay each worker's own.
+    Without overlap H = 1 among all workers is AllReduce for every update that is linear in the gradient (SGD, momentum,
+    Nesterov, decay); with it H = 1 is :class:`~imgnet.parallel.averaging.every_step.EveryStep`. Optimizer states stay
+    each worker's own.
     """
 
-    def __init__(self, mixer: Mixer, intervals: Intervals) -> None:
+    def __init__(self, mixer: Mixer, intervals: Intervals, *, overlap: bool = False) -> None:
         super().__init__(mixer)
         self._beat = Beat(mixer, intervals)
+        self._overlap = overlap
 
     def before_step(self, step: int, lr: float) -> None:
         """See :meth:`Method.before_step`."""
-        for averaging in self.averagings:
+        for averaging in () if self._overlap else self.averagings:
             averaging.finish()
         self._beat.begin(step, lr)
 
     def before_update(self, index: int) -> None:
-        """Nothing is under way."""
+        """See :meth:`Method.before_update`."""
+        self.averagings[index].finish()
 
     def after_update(self, index: int) -> None:
         """See :meth:`Method.after_update`."""

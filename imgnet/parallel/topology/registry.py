@@ -11,11 +11,11 @@ from imgnet.parallel.topology.families.drawn import random
 from imgnet.parallel.topology.families.equi import directed_equi_dyn, directed_equi_static, equi_dyn, equi_static
 from imgnet.parallel.topology.families.exp import directed_exp, exp
 from imgnet.parallel.topology.families.lattice import grid, star, torus
-from imgnet.parallel.topology.families.layout import Family, Layout, refuse_below
+from imgnet.parallel.topology.families.layout import Family, Layout
 from imgnet.parallel.topology.families.nodes import alternating_exp_ring, hierarchical
 from imgnet.parallel.topology.families.ring import directed_ring, ring, static_ring
 from imgnet.parallel.topology.period import Topology, check_division
-from imgnet.parallel.topology.rounds import Round, idle_round
+from imgnet.parallel.topology.rounds import idle_round
 
 FAMILIES: dict[str, Family] = {
     "complete": complete,
@@ -39,16 +39,13 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def build_topology(
-    name: str, world_size: int, workers_per_node: int, *, every: int | None = None, **options: object
-) -> Topology:
+def build_topology(name: str, world_size: int, workers_per_node: int, **options: object) -> Topology:
     """The rounds of topology ``name`` among ``world_size`` workers, ``workers_per_node`` of them on each node.
 
     Args:
         name: A key of ``FAMILIES``.
         world_size: Number of workers, 1 or more; a single one never communicates, whatever the topology.
         workers_per_node: A divisor of ``world_size``. Ranks of a node are contiguous.
-        every: Average after each ``every``-th step only: that many less one idle rounds stand before each round.
         options: Of the family, see its function. None means that an option is not given.
 
     Raises:
@@ -56,13 +53,12 @@ def build_topology(
     """
     family = _family(name)
     given = {key: value for key, value in options.items() if value is not None}
-    _check_options(name, given | {"every": every or 1})
+    _check_options(name, given)
     check_division(world_size, workers_per_node)
-    refuse_below(1, name, every=every)
     if world_size == 1:
         return Topology(name, 1, 1, (idle_round(1),))
     rounds = family(Layout(world_size, workers_per_node), **given)
-    return Topology(name, world_size, workers_per_node, _spaced(rounds, every or 1, world_size))
+    return Topology(name, world_size, workers_per_node, rounds)
 
 
 def option_names(name: str) -> list[str]:
@@ -74,7 +70,7 @@ def _option_types(name: str) -> dict[str, type]:
     """The type of each option, without the None that stands for its absence."""
     parameters = signature(_family(name)).parameters.values()
     options = {each.name: each.annotation for each in parameters if each.kind is Parameter.KEYWORD_ONLY}
-    return {option: next(iter(get_args(kind)), kind) for option, kind in options.items()} | {"every": int}
+    return {option: next(iter(get_args(kind)), kind) for option, kind in options.items()}
 
 
 def _family(name: str) -> Family:
@@ -89,14 +85,9 @@ def _check_options(name: str, options: dict[str, object]) -> None:
     types = _option_types(name)
     unknown = sorted(set(options) - set(types))
     if unknown:
-        raise ValueError(f"topology={name} has no option {unknown[0]}; it has {', '.join(types)}")
+        raise ValueError(f"topology={name} has no option {unknown[0]}; it has {', '.join(types) or 'none'}")
     for option, value in options.items():
         wanted = types[option]
         if wanted in (int, float) and (isinstance(value, bool) or not isinstance(value, int | wanted)):
             what = "a whole number" if wanted is int else "a number"
             raise ValueError(f"topology={name} has {option}={value}; it must be {what}")
-
-
-def _spaced(rounds: tuple[Round, ...], every: int, world_size: int) -> tuple[Round, ...]:
-    idle = (idle_round(world_size),) * (every - 1)
-    return tuple(part for round_ in rounds for part in (*idle, round_))
