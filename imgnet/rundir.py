@@ -11,6 +11,7 @@
 ``steps.jsonl``         one row for each logged step of rank 0
 ``workers/``            ``steps_<k>.jsonl`` of the other workers; ``system_<k>.jsonl``: each one's use of its machine
 ``profile/``            of each worker a trace of some steps, where ``profile.steps`` asked for it, and what they took
+``prediction.json``     of a simulated run, what its steps would take on ``cluster.like``
 ``wandb/``              of Weights & Biases, a folder for each process; ``tensorboard/`` likewise
 ``summary.json``        final and best metrics, training time, ``status``
 ``checkpoints/``        exported models
@@ -43,6 +44,7 @@ from imgnet.runtime import running_under_slurm
 STATUSES = ("queued", "running", "completed", "failed", "preempted", "cancelled")
 SUBMISSION = "submission.json"
 PROFILE = "profile"
+PREDICTION = "prediction.json"
 MOST_OF_DIFF = 2**20
 """Characters of ``code.diff``; whoever changes more has committed data by mistake."""
 BESIDE = r"\..+?(\.\d+){1,2}"

@@ -229,7 +229,10 @@ def test_a_filter_keeps_what_fits(study: Path) -> None:
     ("words", "line"),
     [
         (["--sort", "topp1"], "--sort topp1: did you mean 'top1'?"),
-        (["--sort", "target"], "--sort target: known: distance, seeds, sent, speed, time, top1, top5, topology"),
+        (
+            ["--sort", "target"],
+            "--sort target: known: distance, predicted, seeds, sent, speed, time, top1, top5, topology",
+        ),
         (["--reverse"], "--reverse: of which order? Give --sort as well"),
         (["--filter", "topology=rng"], "topology=rng: no run has it; there are allreduce, exp, ring"),
         (["--baseline", "allreduce"], "allreduce: write key=value, such as topology=ring"),

@@ -422,6 +422,11 @@ class SimulatedConfig(ClusterConfig):
     workers_per_node: Count | None = None
     """For topologies that see nodes; null: all are on one."""
     accelerator: Accelerator = Accelerator.auto
+    like: str | None = None
+    """A cluster of ``conf/cluster`` with so many workers. ``predicted_time_s`` in ``metrics.csv`` is what training
+    would take there (docs/planning.md)."""
+    images_per_s: Positive | None = None
+    """For ``like``: what one GPU of relative speed 1 trains; null: measured by ``imgnet measure``, or published."""
 
 
 @dataclass

@@ -63,6 +63,8 @@ MAY_CHANGE_ON_THE_WAY = (
     "cluster.env",
     "cluster.gpu_type",
     "cluster.gpus_per_node",
+    "cluster.images_per_s",
+    "cluster.like",
     "cluster.nodes",
     "cluster.num_workers",
     "cluster.setup",

@@ -75,6 +75,8 @@ def _checks(config: RunConfig, layout: Layout | None, *, on_this_machine: bool) 
         yield set(), lambda: ["compile=true needs a C++ compiler (g++ or clang++), and this machine has none"]
     if isinstance(cluster, SimulatedConfig):
         yield {"cluster"}, lambda: _simulated_problems(config)
+        shaped = {"cluster", "topology", "averaging", "optimizer", "epochs", *BATCHES}
+        yield shaped, lambda: _likeness_problems(config, cluster)
     if isinstance(cluster, SlurmConfig):
         yield {"cluster"}, lambda: _slurm_problems(config, cluster)
     if layout is not None:
@@ -102,6 +104,16 @@ def _simulated_problems(config: RunConfig) -> Iterator[str]:
         yield "precision=fp16: simulated workers take turns, and cannot agree on a loss scale; use bf16 or fp32"
     if config.compile:
         yield "compile=true would compile the model of each simulated worker; leave it out with cluster=simulated"
+
+
+def _likeness_problems(config: RunConfig, cluster: SimulatedConfig) -> Iterator[str]:
+    """What stands against a prediction for the cluster that the workers stand for."""
+    if cluster.like is not None:
+        from imgnet.plan.forecast import problems_of_likeness  # numpy, which no other run waits for
+
+        yield from problems_of_likeness(config, cluster)
+    elif cluster.images_per_s is not None:
+        yield f"cluster.images_per_s={cluster.images_per_s:g} needs cluster.like=<a cluster>, whose GPUs it is told of"
 
 
 def _slurm_problems(config: RunConfig, cluster: SlurmConfig) -> Iterator[str]:

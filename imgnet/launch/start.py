@@ -1,5 +1,6 @@
 """One run: its directory, its workers, its end."""
 
+import json
 import os
 import sys
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imgnet import rundir
-from imgnet.config import ConfigError, RunConfig, SlurmConfig, parse, read
+from imgnet.config import ConfigError, RunConfig, SimulatedConfig, SlurmConfig, parse, read
 from imgnet.config.settings import differing, every_setting
 from imgnet.launch import owner
 from imgnet.launch.causes import RunFailed, cause_known_to
@@ -68,6 +69,14 @@ def no_other_launcher(cluster: str, typed: str) -> str:
 
 
 def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layout) -> None:
+    _make(run_dir, composed, config, layout)
+    if isinstance(config.cluster, SimulatedConfig) and config.cluster.like is not None:
+        from imgnet.plan.forecast import predicted_like
+
+        rundir.write_atomically(run_dir / rundir.PREDICTION, json.dumps(predicted_like(config, config.cluster)) + "\n")
+
+
+def _make(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layout) -> None:
     if (run_dir / "run.json").is_file():
         rundir.reopen(run_dir)
         return

@@ -1,17 +1,21 @@
 """The runs that a command describes, composed from ``conf/`` as ``run.py`` would, without starting any."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from itertools import product
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 import imgnet
-from imgnet.config import ConfigError, RunConfig, parse, register_schemas
+from imgnet.config import ClusterConfig, ConfigError, RunConfig, parse, register_schemas
 from imgnet.config.explain import explain
+from imgnet.suggest import nearest
 
 CONF = Path(imgnet.__file__).parents[1] / "conf"
 
@@ -24,10 +28,32 @@ def composed_runs(overrides: Sequence[str]) -> list[RunConfig]:
     """
     register_schemas()
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with _hydra():
             return [_composed(words) for words in _expanded(overrides)]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError([explain(error)]) from None
+
+
+@cache  # for each run of a sweep the same
+def described_cluster(name: str) -> ClusterConfig:
+    """A cluster of ``conf/cluster``.
+
+    Raises:
+        ConfigError: there is none of that name whose workers are machines of their own.
+    """
+    with _hydra():
+        known = GlobalHydra.instance().config_loader().get_group_options("cluster")
+    known = [option for option in known if option not in ("local", "simulated")]
+    if name not in known:
+        raise ConfigError([f"there is no such cluster; {nearest(name, known)}"])
+    return composed_runs([f"cluster={name}"])[0].cluster
+
+
+def _hydra() -> AbstractContextManager[object]:
+    """Hydra's own of ``run.py`` where this is a part of it, with the folders that its command adds; else a new one."""
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    return initialize_config_dir(str(CONF), version_base="1.3")
 
 
 def _expanded(overrides: Sequence[str]) -> list[tuple[str, ...]]:

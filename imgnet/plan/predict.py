@@ -162,6 +162,15 @@ def predict(setting: Setting, num_train: int | None = None, num_steps: int = NUM
     )
 
 
+def step_times(setting: Setting, num_steps: int = NUM_STEPS) -> list[tuple[float, float]]:
+    """Of each topology of a run, in their order: its share of the epochs, and seconds of a step.
+
+    Raises:
+        ConfigError: it is a run that is not predicted.
+    """
+    return [(share, _parts(setting, phase, num_steps).seconds["step_s"]) for share, phase in _phases(setting)]
+
+
 def num_train_of(data: DataConfig) -> int:
     """How many training images there will be.
 

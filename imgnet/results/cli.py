@@ -40,7 +40,9 @@ def results(
     target: Target = None,
     sort: Annotated[
         str | None,
-        typer.Option(help="By top1, top5, time, speed, distance, sent, target, seeds or a setting; the best first."),
+        typer.Option(
+            help="By top1, top5, time, predicted, speed, distance, sent, target, seeds or a setting; the best first."
+        ),
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="The worst first.")] = False,
     each: Annotated[bool, typer.Option("--each", help="A row for each run instead of one for all its seeds.")] = False,
@@ -126,7 +128,7 @@ def _one_line() -> Iterator[None]:
 def plot(
     runs: Runs,
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture: .png, .pdf or .svg.")] = Path("curves.png"),
-    x: Annotated[str, typer.Option(help="Of --y: epoch, step or time.")] = "epoch",
+    x: Annotated[str, typer.Option(help="Of --y: epoch, step, time or predicted_time.")] = "epoch",
     y: Annotated[
         list[str] | None,
         typer.Option(help="A column of metrics.csv or steps.jsonl, or val_error1, val_error5; may be repeated."),

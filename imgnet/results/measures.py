@@ -59,7 +59,8 @@ TIME = Measure("time", "training", ".1f", lambda run: last(run, "train_time_s"),
 SPEED = Measure("speed", "images/s", ",.0f", images_per_s, more_is_better=True)
 DISTANCE = Measure("distance", "distance", ".3g", lambda run: last(run, "consensus_distance"))
 SENT = Measure("sent", "MB sent", ",.0f", lambda run: last(run, "sent_mb"))
-MEASURES = (TOP1, TOP5, TIME, SPEED, DISTANCE, SENT)
+PREDICTED = Measure("predicted", "predicted training", ".1f", lambda run: last(run, "predicted_time_s"), is_time=True)
+MEASURES = (TOP1, TOP5, TIME, PREDICTED, SPEED, DISTANCE, SENT)
 
 
 def time_to_accuracy(run: Run, target: float) -> float:

@@ -166,6 +166,8 @@ def _legend(results: Results, columns: Sequence[Column]) -> Iterator[str]:
     keys = {column.key for column in columns}
     if any(found and not math.isnan(found.low) for row in results.rows for found in row.estimates.values()):
         yield "Mean ± half width of its 95 % Student t interval over seeds; last epoch, completed runs only."
+    if "predicted" in keys:
+        yield "predicted training: what the steps would take on cluster.like, not measured."
     if "sd_seeds" in keys:
         yield "sd seeds: standard deviation of top-1 from seed to seed."
     if "sd_images" in keys:

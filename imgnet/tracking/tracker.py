@@ -4,7 +4,7 @@ import csv
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import StringIO, TextIOWrapper
 from pathlib import Path
@@ -16,6 +16,7 @@ from imgnet.config import RunConfig
 from imgnet.profile.recorder import Recorder
 from imgnet.runtime import Runtime
 from imgnet.tracking.display import build_display
+from imgnet.tracking.predicted import PREDICTED, PredictedClock
 from imgnet.tracking.sink import Kind
 from imgnet.tracking.sinks import open_sinks
 from imgnet.tracking.system import SystemMonitor
@@ -67,9 +68,11 @@ class Tracker:
         self._recorder = Recorder(config.profile, runtime, run_dir / rundir.PROFILE, done_steps)
         if not self._main:
             return
-        self._best_acc1 = rewind_metrics(run_dir / "metrics.csv", done_steps)
+        self._predicted = PredictedClock.of_run(run_dir, config.epochs * steps_per_epoch)
+        columns = COLUMNS if self._predicted is None else (*COLUMNS, PREDICTED)
+        self._best_acc1 = rewind_metrics(run_dir / "metrics.csv", done_steps, columns)
         self._metrics = _open_appending(run_dir / "metrics.csv")
-        self._writer: csv.DictWriter[str] = csv.DictWriter(self._metrics, COLUMNS, lineterminator="\n")
+        self._writer: csv.DictWriter[str] = csv.DictWriter(self._metrics, columns, lineterminator="\n")
         self._display = build_display(config, steps_per_epoch, done_steps)
         self._sinks = open_sinks(config, run_dir, done_steps)
 
@@ -180,6 +183,8 @@ class Tracker:
         """Write the row of an epoch, and bring ``summary.json`` up to date."""
         if not self._main:
             return
+        if self._predicted is not None:
+            row = {**row, PREDICTED: self._predicted.at(int(row["step"]))}
         with self._though_disk_is_full("metrics.csv"):
             self._writer.writerow(row)
         if "val_acc1" in row:
@@ -204,8 +209,8 @@ def _continued(steps: Path, done_steps: int) -> TextIOWrapper:
     return _open_appending(steps)
 
 
-def rewind_metrics(path: Path, done_steps: int) -> float | None:
-    """Keep the header and the rows up to a step; begin the file where there is none.
+def rewind_metrics(path: Path, done_steps: int, columns: Sequence[str] = COLUMNS) -> float | None:
+    """Keep the rows up to a step, under a header with these columns; begin the file where there is none.
 
     Returns:
         The best top-1 accuracy of the rows that stay, in percent.
@@ -213,7 +218,7 @@ def rewind_metrics(path: Path, done_steps: int) -> float | None:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = [row for row in csv.DictReader(lines) if row["step"] and int(row["step"]) <= done_steps]
     text = StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     rundir.write_atomically(path, text.getvalue())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imgnet import rundir
-from imgnet.config import ConfigError, SlurmConfig, as_yaml, plain
+from imgnet.config import ConfigError, RunConfig, SlurmConfig, as_yaml, plain
 from imgnet.launch.progress import progress
 from imgnet.launch.repeats import identity
 from imgnet.launch.slurm import commands as slurm
@@ -50,7 +50,7 @@ def refuse_what_slurm_would(runs: Sequence[QueuedRun]) -> None:
 
 
 def show_plan(runs: Sequence[QueuedRun]) -> None:
-    """Print what would be queued: the script of each array, and the configuration of each run.
+    """Print what would be queued: the script of each array, the configuration of each run, and what it would take.
 
     Raises:
         ConfigError: Slurm would read the script otherwise than it is meant.
@@ -61,6 +61,19 @@ def show_plan(runs: Sequence[QueuedRun]) -> None:
     for run in runs:
         sys.stdout.write(f"# configuration of run {run.number} {' '.join(run.overrides)}\n")
         sys.stdout.write(as_yaml(run.config) + "\n")
+    _show_forecast([run.config for run in runs])
+
+
+def _show_forecast(configs: Sequence[RunConfig]) -> None:
+    """What is not known is said, and is no reason against a run."""
+    from imgnet.plan.forecast import forecast  # numpy, which no other submission waits for
+    from imgnet.plan.show import show
+
+    found = forecast(configs)
+    if found.predictions:
+        show(found.predictions, found.about)
+    for problem in found.problems:
+        sys.stdout.write(f"not predicted: {problem}\n")
 
 
 def submit(

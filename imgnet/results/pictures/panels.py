@@ -49,7 +49,9 @@ NAMES = {
     "sent_mb": ("sent by a worker", "MB"),
 }
 """What a column is called, and its unit."""
-OVER = {"epoch": "epochs", "step": "steps", "time": "time"}
+OVER = {"epoch": "epochs", "step": "steps", "time": "time", "predicted_time": "predicted time"}
+TIMES = {"time": "training time", "predicted_time": "predicted training time"}
+"""Of :data:`OVER`, those in seconds, and what their axes are called."""
 Draw = Callable[[Axes], None]
 
 
@@ -107,14 +109,20 @@ def curves_panel(groups: Sequence[Group], x: str, y: str, problems: Problems, mo
 
 def _draw_curves(axes: Axes, curves: Sequence[Curve | None], x: str, label: str, floor: float | None) -> None:
     there = [(index, curve) for index, curve in enumerate(curves) if curve]
-    unit = Unit.of([curve.x[-1] for _, curve in there]) if x == "time" else Unit(x, 1, "")
+    unit = Unit.of([curve.x[-1] for _, curve in there]) if x in TIMES else Unit(x, 1, "")
     for index, curve in there:
         _draw_curve(axes, index, curve, unit.seconds, floor or -math.inf, is_one_of_few=len(there) <= MOST_WITH_MARKERS)
-    axes.set_xlabel(f"training time, {unit.name}" if x == "time" else x)
+    axes.set_xlabel(f"{TIMES[x]}{_where(x, there)}, {unit.name}" if x in TIMES else x)
     axes.set_ylabel(label)
-    if x != "time":
+    if x not in TIMES:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _scale_to([np.maximum(curve.mean, floor or -math.inf) for _, curve in there], axes, is_log=floor is not None)
+
+
+def _where(x: str, curves: Sequence[tuple[int, Curve]]) -> str:
+    """The cluster that all times are predicted for."""
+    clusters = {run.settings.get("cluster.like") for _, curve in curves for run in curve.group.runs}
+    return f" on {clusters.pop()}" if x == "predicted_time" and len(clusters) == 1 else ""
 
 
 def _draw_curve(axes: Axes, index: int, curve: Curve, seconds: float, floor: float, *, is_one_of_few: bool) -> None:

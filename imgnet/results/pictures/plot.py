@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from imgnet.results.files import Problems
 from imgnet.results.groups import Group, UnknownChoiceError
-from imgnet.results.pictures.curves import columns_of
+from imgnet.results.pictures.curves import X_COLUMNS, columns_of
 from imgnet.results.pictures.panels import (
     BAND,
     Panel,
@@ -63,6 +63,8 @@ def asked_for(
     """
     if not (ys or split or pareto):
         return overview(groups, problems)
+    if x == "predicted_time" and not any(X_COLUMNS[x] in run.epochs for group in groups for run in group.runs):
+        raise UnknownChoiceError("--x predicted_time: no run has it; cluster=simulated cluster.like=32xT4 predicts it")
     panels = [_of_column(groups, x, y, problems) for y in ys]
     panels += [split_panel(groups, problems)] if split else []
     panels += [pareto_panel(groups, pareto)] if pareto else []
