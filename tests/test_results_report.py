@@ -23,6 +23,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 REQUIRED = "IMGNET_REQUIRE_BROWSER"
 """Set where no test may be skipped for want of a browser."""
 HOSTILE = "<script>document.title='taken'</script>"
+HOSTILE_FOLDER = "\"><img src=x onerror=document.title='taken'>"
 DIFF = "diff --git a/model.py b/model.py\n-width = 64\n+width = 96 # </script>\n"
 
 
@@ -51,7 +52,9 @@ def write_study(folder: Path) -> Path:
     (folder / "ring3" / "logs" / "rank_1.exit.json").write_text(json.dumps(record))
     for seed in (1, 2):
         (folder / f"ring{seed}" / "code.diff").write_text(DIFF)
-    strange = write_run(folder / "strange", topology=f"'\"{HOSTILE}", typed=[f"{HOSTILE}={HOSTILE}"], accuracies=(1.0,))
+    strange = write_run(
+        folder / HOSTILE_FOLDER, topology=f"'\"{HOSTILE}", typed=[f"{HOSTILE}={HOSTILE}"], accuracies=(1.0,)
+    )
     (strange / "logs" / "rank_0.log").write_text(f"{HOSTILE}\n\x1b[31mred\x1b[0m</pre></script>\n")
     return folder
 
@@ -80,6 +83,8 @@ def test_the_page_is_one_document_that_asks_for_nothing(text: str) -> None:
 
 def test_hostile_words_are_text_everywhere(text: str) -> None:
     assert HOSTILE not in text
+    assert "<img" not in text
+    assert "&lt;img src=x" in text
     assert text.count("<script") == 2  # the data and the script of the page
     assert text.count("</script>") == 2
     assert "\x1b" not in text

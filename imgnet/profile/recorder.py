@@ -92,13 +92,14 @@ class Recorder:
         self._open.close()
 
     def _write(self, recorded: profile) -> None:
+        memory_peak_mb = self._memory_peak_mb()  # before the trace takes its part
         try:
             self._folder.mkdir(exist_ok=True)
             trace = with_lanes(_chrome_trace(recorded), self._runtime.rank)
             packed = gzip.compress(json.dumps(trace).encode(), compresslevel=3)
             write_atomically(self._folder / f"rank_{self._runtime.rank}.trace.json.gz", packed)
             own = {"rank": self._runtime.rank, "node": node_name(), "first_step": self._first}
-            own |= {"memory_peak_mb": self._memory_peak_mb()}
+            own |= {"memory_peak_mb": memory_peak_mb}
             worker = Worker(**vars(times_of(trace["traceEvents"])), **own)
             write_atomically(self._summary, json.dumps(asdict(worker), indent=2) + "\n")
         except OSError as error:

@@ -45,6 +45,7 @@ def overview(groups: Sequence[Group], problems: Problems, most_points: int = 256
     panels = [
         curves_panel(groups, "epoch", "val_error1", problems, most_points),
         curves_panel(groups, "time", "val_error1", problems, most_points),
+        curves_panel(groups, "predicted_time", "val_error1", problems, most_points),
         curves_panel(groups, "epoch", "consensus_distance", problems, most_points),
         split_panel(groups, problems),
         pareto_panel(groups, "time"),
