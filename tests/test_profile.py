@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from imgnet.cli import app
 from imgnet.config import Mode, ProfileConfig
+from imgnet.profile.activity import Activity
 from imgnet.profile.checks import problems
 from imgnet.profile.intervals import Intervals, difference, intersection, length, union
+from imgnet.profile.recorder import Recorder
+from imgnet.profile.spans import span
 from imgnet.profile.trace import Times, Worker, times_of, with_lanes
 from imgnet.rundir import PROFILE
+from imgnet.runtime import Runtime
 from tests.distributed.models import SGD
 from tests.distributed.test_resume import configuration
 from tests.run_directories import write_run
@@ -113,6 +118,43 @@ def test_steps_that_a_run_does_not_have_are_refused() -> None:
         "profile.steps=5 after profile.start_step=10 needs a run of 15 steps; this one has 12"
     ]
     assert said(5, mode=Mode.evaluate) == ["profile.steps=5 records steps of training, and mode=evaluate makes none"]
+
+
+def recorded(folder: Path, made: range, **config: int) -> str | None:
+    """A worker that makes these steps; what it has written, or None."""
+    runtime = Runtime(0, 1, 0, 1, torch.device("cpu"), 1)
+    recorder = Recorder(ProfileConfig(**config), runtime, folder, made.start)
+    recorder.start()
+    for _ in made:
+        with span(Activity.forward):
+            torch.ones(8).sum()
+        recorder.advance()
+    recorder.close()
+    written = folder / "rank_0.json"
+    return json.loads(written.read_text())["first_step"] if written.is_file() else None
+
+
+def test_the_steps_that_are_asked_for_are_recorded_once(tmp_path: Path) -> None:
+    assert recorded(tmp_path / "from 1", range(3), steps=2, start_step=1) == 1
+    assert recorded(tmp_path / "from 3", range(6), steps=2, start_step=3) == 3
+    assert recorded(tmp_path / "later", range(50, 53), steps=2, start_step=3) == 51  # a run that goes on behind it
+    before = (tmp_path / "later" / "rank_0.json").stat().st_mtime_ns
+    assert recorded(tmp_path / "later", range(70, 73), steps=2, start_step=3) == 51
+    assert (tmp_path / "later" / "rank_0.json").stat().st_mtime_ns == before
+    assert recorded(tmp_path / "off", range(9), steps=0, start_step=3) is None
+    assert not (tmp_path / "off").exists()
+
+
+def test_a_run_that_ends_too_early_has_no_profile_and_says_so(tmp_path: Path, caplog: Any) -> None:
+    assert recorded(tmp_path / "early", range(4), steps=2, start_step=3) is None
+    assert caplog.messages == ["no profile: the run ended after 1 of 2 recorded steps"]
+
+
+def test_a_profile_that_cannot_be_written_ends_no_run(tmp_path: Path, caplog: Any) -> None:
+    (tmp_path / "taken").write_text("")
+    assert recorded(tmp_path / "taken", range(6), steps=2, start_step=3) is None
+    assert "profile not written: FileExistsError: " in caplog.text
+    assert "training goes on" in caplog.text
 
 
 def worker(rank: int, forward_ms: float, exposed_ms: float, node: str = "node1") -> Worker:

@@ -92,18 +92,22 @@ class Recorder:
         self._open.close()
 
     def _write(self, recorded: profile) -> None:
-        memory_peak_mb = self._memory_peak_mb()  # before the trace takes its part
+        if self._step < self._first + self._num_steps:
+            return  # stopping a profiler writes what it has
         try:
-            self._folder.mkdir(exist_ok=True)
-            trace = with_lanes(_chrome_trace(recorded), self._runtime.rank)
-            packed = gzip.compress(json.dumps(trace).encode(), compresslevel=3)
-            write_atomically(self._folder / f"rank_{self._runtime.rank}.trace.json.gz", packed)
-            own = {"rank": self._runtime.rank, "node": node_name(), "first_step": self._first}
-            own |= {"memory_peak_mb": memory_peak_mb}
-            worker = Worker(**vars(times_of(trace["traceEvents"])), **own)
-            write_atomically(self._summary, json.dumps(asdict(worker), indent=2) + "\n")
-        except OSError as error:
-            log.warning("profile not written: %s; training goes on", error)
+            self._write_files(recorded)
+        except Exception as error:  # no profile is worth a run
+            log.warning("profile not written: %s: %s; training goes on", type(error).__name__, error)
+
+    def _write_files(self, recorded: profile) -> None:
+        memory_peak_mb = self._memory_peak_mb()  # before the trace takes its part
+        self._folder.mkdir(exist_ok=True)
+        trace = with_lanes(_chrome_trace(recorded), self._runtime.rank)
+        packed = gzip.compress(json.dumps(trace).encode(), compresslevel=3)
+        write_atomically(self._folder / f"rank_{self._runtime.rank}.trace.json.gz", packed)
+        own = {"rank": self._runtime.rank, "node": node_name(), "first_step": self._first}
+        worker = Worker(**vars(times_of(trace["traceEvents"])), **own, memory_peak_mb=memory_peak_mb)
+        write_atomically(self._summary, json.dumps(asdict(worker), indent=2) + "\n")
 
     def _memory_peak_mb(self) -> float:
         device = self._runtime.device

@@ -69,9 +69,11 @@ class Unit:
 
     @classmethod
     def of(cls, times: Sequence[float]) -> "Unit":
-        """Seconds, and hours where one takes more than two."""
+        """Seconds, and hours where one takes more than two; of predictions for small models thousandths of a second."""
         longest = max((time for time in times if math.isfinite(time)), default=0.0)
-        return cls("h", S_PER_H, ".2f") if longest > SHOWN_IN_HOURS else cls("s", 1, ".1f")
+        if longest > SHOWN_IN_HOURS:
+            return cls("h", S_PER_H, ".2f")
+        return cls("s", 1, ".1f" if longest >= 1 else ".3f")
 
 
 def show(found: Estimate | None, form: str, scale: float = 1) -> Cell:
