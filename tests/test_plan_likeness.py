@@ -1,6 +1,7 @@
 """Simulated workers beside the time that a described cluster would take: what is written, drawn and refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,19 @@ def test_a_forecast_names_each_kind_of_run_once_and_what_it_cannot_say() -> None
     assert [one.cluster for one in found.predictions] == ["8xA40"]
     assert len(found.problems) == 1
     assert found.problems[0].startswith("model.name=resnet34: its layers are known only when")
+
+
+@pytest.mark.parametrize(("requeues", "verdict"), [(3, "allows that"), (2, "is too few")])
+def test_a_forecast_warns_of_jobs_that_are_too_short(requeues: int, verdict: str) -> None:
+    slow = ("cluster=4xA40", "cluster.network.relative_speed=0.001", "cluster.timeout_min=1000")
+    config = composed(*RESNET, *slow, "epochs=1", f"cluster.max_requeues={requeues}")
+    found = forecast([config])
+    (prediction,) = found.predictions
+    epochs = round(3.5 * 998 / 60 / prediction.run_h)
+    assert forecast([replace(config, epochs=round(1000 / 60 / prediction.run_h) - 1)]).warnings == []
+    (line,) = forecast([replace(config, epochs=epochs)]).warnings
+    assert line.endswith(f"ends a job before that, and it goes on in 3 more: cluster.max_requeues={requeues} {verdict}")
+    assert line.startswith("topology=allreduce cluster=4xA40: predicted to train for 5")
 
 
 def test_a_run_is_drawn_over_the_time_that_is_predicted(tmp_path: Path) -> None:

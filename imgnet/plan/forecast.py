@@ -3,11 +3,12 @@
 Of runs that a dry run shows, and of simulated workers what their steps would take on the cluster of ``cluster.like``.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from imgnet.config import ConfigError, RunConfig, SimulatedConfig
+from imgnet.config import ConfigError, RunConfig, SimulatedConfig, SlurmConfig
 from imgnet.layout import Layout, layout_of
 from imgnet.parallel.schedule import sees_nodes
 from imgnet.plan.compose import described_cluster
@@ -26,19 +27,37 @@ class Forecast:
     """Where the computation comes from."""
     problems: list[str]
     """Why others could not."""
+    warnings: list[str]
+    """Of runs that one job of Slurm is too short for."""
 
 
 def forecast(configs: Sequence[RunConfig]) -> Forecast:
     """Predict runs with the measurement in its usual place, or else what was published."""
-    predictions, about, problems = [], [], []
+    predictions, about, problems, warnings = [], [], [], []
     for config in _without_repeats(configs):
         try:
             setting = undisturbed(config, computation_of(config, None, None))
             predictions.append(predict(setting))
             about.append(setting.computation.about)
+            warnings += _too_long(config, predictions[-1])
         except ConfigError as error:
             problems += error.problems
-    return Forecast(predictions, "; ".join(dict.fromkeys(about)), list(dict.fromkeys(problems)))
+    return Forecast(predictions, "; ".join(dict.fromkeys(about)), list(dict.fromkeys(problems)), warnings)
+
+
+def _too_long(config: RunConfig, prediction: Prediction) -> Iterator[str]:
+    """Whether training fits into a job, and if not into those that may follow it."""
+    cluster = config.cluster
+    if not isinstance(cluster, SlurmConfig) or 60 * prediction.run_h <= cluster.timeout_min:
+        return
+    of_each = cluster.timeout_min - (cluster.notice_min if cluster.max_requeues else 0)
+    further = math.ceil(60 * prediction.run_h / of_each) - 1
+    verdict = "allows that" if further <= cluster.max_requeues else "is too few"
+    yield (
+        f"topology={prediction.topology} cluster={prediction.cluster}: predicted to train for {prediction.run_h:.1f} "
+        f"h; cluster.timeout_min={cluster.timeout_min} ends a job before that, and it goes on in {further} more: "
+        f"cluster.max_requeues={cluster.max_requeues} {verdict}"
+    )
 
 
 def undisturbed(config: RunConfig, computation: Computation) -> Setting:

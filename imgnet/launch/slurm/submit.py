@@ -72,6 +72,8 @@ def _show_forecast(configs: Sequence[RunConfig]) -> None:
     found = forecast(configs)
     if found.predictions:
         show(found.predictions, found.about)
+    for warning in found.warnings:
+        sys.stdout.write(f"{warning}\n")
     for problem in found.problems:
         sys.stdout.write(f"not predicted: {problem}\n")
 
