@@ -1,6 +1,6 @@
 """Kill a run of the digits at random moments, start it again each time, and compare it with an undisturbed one.
 
-    python -m tests.kill_and_resume [--kills 30] [--seed 0] [--epochs 250]
+    python -m tests.kill_and_resume [--kills 30] [--seed 0] [--epochs 250] [averaging=outer ...]
 
 By turns one worker, all processes, and the launcher get SIGKILL. Checkpoints are made several times a second, so that
 some kills fall into the writing of one. At the end every worker's parameters, buffers, optimizer and random states, and
@@ -26,10 +26,10 @@ from tests.test_launch_processes import children_of, is_alive, worker_pids
 VICTIMS = ("worker", "all", "launcher")
 
 
-def start(cwd: Path, epochs: int) -> subprocess.Popen[str]:
+def start(cwd: Path, epochs: int, words: list[str]) -> subprocess.Popen[str]:
     """The command that is typed again and again."""
     often = ["checkpoint.every_min=0.003", "checkpoint.keep_last=2"]
-    return start_run_py("+experiments=quickstart", f"epochs={epochs}", "data.root=../digits", *often, cwd=cwd)
+    return start_run_py("+experiments=quickstart", f"epochs={epochs}", "data.root=../digits", *often, *words, cwd=cwd)
 
 
 def run_dir_in(cwd: Path) -> Path | None:
@@ -79,18 +79,19 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=250)
+    parser.add_argument("words", nargs="*", help="overrides of both runs")
     options = parser.parse_args()
     random.seed(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         calm, rough = Path(folder) / "calm", Path(folder) / "rough"
         calm.mkdir()
         rough.mkdir()
-        assert start(calm, options.epochs).wait() == 0, (calm / "out.txt").read_text()
+        assert start(calm, options.epochs, options.words).wait() == 0, (calm / "out.txt").read_text()
         counts: Counter[str] = Counter()
         num_inside = 0
         while counts.total() < options.kills:
             victim = VICTIMS[counts.total() % len(VICTIMS)]
-            process = start(rough, options.epochs)
+            process = start(rough, options.epochs, options.words)
             every_second = bool(counts.total() % 2)
             if not kill_somewhere(process, rough, victim, random.uniform(0, 4), inside_write=every_second):
                 break
@@ -104,7 +105,7 @@ def main() -> None:
                 f"kill {counts.total():2d}: {victim:9s}", "inside a checkpoint's writing" if inside else "", flush=True
             )
         else:
-            assert start(rough, options.epochs).wait() == 0, (rough / "out.txt").read_text()
+            assert start(rough, options.epochs, options.words).wait() == 0, (rough / "out.txt").read_text()
         calm_dir, rough_dir = run_dir_in(calm), run_dir_in(rough)
         assert calm_dir
         assert rough_dir
