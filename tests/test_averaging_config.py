@@ -182,6 +182,10 @@ REFUSED = [
     ),
     (["averaging=adaptive", "averaging.max_factor=1.5"], "averaging.max_factor=1.5 must be at most 1"),
     (["averaging=outer", "averaging.momentum=1"], "averaging.momentum=1.0 must be below 1"),
+    (
+        ["data=digits", "averaging=diloco", "epochs=20", "global_batch_size=64"],
+        "averaging.every=500 is more than the run's 440 steps: its workers would never average",
+    ),
     (["averaging=local", "averaging.every=0"], "averaging.every=0 must be at least 1"),
     (["averaging=local", "averaging.name=outer"], "averaging.name=outer stands among settings that are not its own"),
     (["topology=allreduce", "averaging=streaming_diloco"], "averaging=streaming_diloco averages parameters, and"),

@@ -70,6 +70,7 @@ def problems(config: RunConfig, world_size: int, workers_per_node: int) -> Itera
     elif isinstance(topology, DecentralizedConfig):
         yield from _switch_problems(topology, config.epochs)
         yield from way_of(config.averaging).problems(config.averaging, config)
+        yield from _interval_problems(config)
         yield from _schedule_problems(config, topology, world_size, workers_per_node)
     else:
         assert isinstance(topology, AllReduceConfig)
@@ -82,6 +83,15 @@ def _averaging_name_problems(averaging: AveragingConfig) -> Iterator[str]:
         yield f"{key}: there is no such way to average; {nearest(averaging.name, OPTIONS)}"
     elif schema is not type(averaging):
         yield f"{key} stands among settings that are not its own; choose averaging={averaging.name}"
+
+
+def _interval_problems(config: RunConfig) -> Iterator[str]:
+    """A run that is over before its workers average, where its length is known."""
+    num_train = known_num_train(config.data)
+    steps_per_epoch = 0 if num_train is None else num_train // max(config.global_batch_size, 1)
+    every, num_steps = getattr(config.averaging, "every", 1), config.epochs * steps_per_epoch
+    if 0 < num_steps < every:
+        yield f"averaging.every={every} is more than the run's {num_steps} steps: its workers would never average"
 
 
 def _all_reduce_problems(config: RunConfig, topology: AllReduceConfig, world_size: int) -> Iterator[str]:

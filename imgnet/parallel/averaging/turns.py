@@ -37,8 +37,8 @@ class Turns:
         """Those whose average is under way."""
         return range(0) if self.under_way is None else self._fragments.blocks(self.under_way, self._num_blocks)
 
-    def round_of(self, index: int) -> Round | None:
-        """The round that starts for a block when it has been updated in this step, if one does."""
+    def start(self, index: int) -> Round | None:
+        """A block has been updated in this step. Returns the round that starts for it, if one does."""
         if self._starting is None or index not in self._fragments.blocks(self._starting, self._num_blocks):
             return None
         self.under_way = self._starting

@@ -49,7 +49,7 @@ class Streaming(Method):
 
     def after_update(self, index: int) -> None:
         """See :meth:`Method.after_update`."""
-        if (round_ := self._turns.round_of(index)) is not None:
+        if (round_ := self._turns.start(index)) is not None:
             self._sent[index].copy_(self.blocks[index])
             self.averagings[index].start(round_)
 
