@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from imgnet.config import WireDtype
 from imgnet.optim.schedule import learning_rate
 from imgnet.parallel.averaging.consensus import ConsensusFactor
-from imgnet.parallel.averaging.fragments import Fragments
 from imgnet.parallel.averaging.intervals import Intervals
 from imgnet.parallel.averaging.merging import Merging
 from imgnet.parallel.averaging.method import MakeMethod
@@ -23,6 +22,7 @@ from imgnet.parallel.averaging.methods.every_step import EveryStep
 from imgnet.parallel.averaging.methods.local import Local
 from imgnet.parallel.averaging.methods.outer import Outer
 from imgnet.parallel.averaging.methods.streaming import Streaming
+from imgnet.parallel.averaging.rhythm import Fragments
 from imgnet.parallel.mixing import Mixer
 from imgnet.parallel.topology import Schedule, build_topology, mixing_matrix
 from imgnet.parallel.wire.memory import MemoryNetwork

@@ -1,17 +1,18 @@
 """The replay against answers by hand, against the plain recursions, and one way of replaying against the other."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from imgnet.config import GroupAlgorithm
+from imgnet.parallel.averaging.rhythm import Fragments, Rhythm
 from imgnet.parallel.topology import Schedule, build_topology
-from imgnet.plan.timeline.method import After, AllReduceMethod, Before, Exchange, GossipMethod, Method
+from imgnet.plan.timeline.method import AllReduceMethod, GossipMethod, Method
 from imgnet.plan.timeline.network import Link, Network
 from imgnet.plan.timeline.replay import Timeline, replay, replay_each
 from imgnet.plan.timeline.script import Script, Work
-from imgnet.plan.timeline.traffic import summed_by_all
 from imgnet.plan.timeline.vectors import replay_together
 
 PASS_S, UPDATE_S, LATENCY_S, RATE = 1.0, 0.125, 0.01, 1000.0
@@ -238,31 +239,70 @@ def test_a_collective_gives_way_where_connections_are_shared() -> None:
     assert given_way > 1.1 * fair
 
 
-class LocalSteps(Method):
-    """Averages over all after each second step, and waits for it: a method that somebody adds."""
+def in_rhythm(links: Network, sizes: Sequence[float], rhythm: Rhythm, name: str = "complete") -> Method:
+    everybody = build_topology("complete", links.world_size, links.world_size)
+    schedule = replace(Schedule.constant(build_topology(name, links.world_size, links.world_size)), exact=everybody)
+    return GossipMethod(sizes, [0.0] * len(sizes), schedule, links, rhythm)
 
-    updates_follow = False
 
-    def __init__(self, links: Network, sizes: Sequence[float]) -> None:
-        self._traffic, self._sizes = summed_by_all(links), sizes
-
-    def exchanges(self, step: int) -> list[Exchange]:
-        if step % 2 == 0:
-            return []
-        return [
-            Exchange(bucket, self._traffic, size, After.update, step + 1, Before.forward)
-            for bucket, size in enumerate(self._sizes)
-        ]
+STEP_S = PASS_S + UPDATE_S
 
 
 @BOTH
-def test_local_steps_are_a_method_of_a_few_lines(way: Way) -> None:
+def test_local_steps_wait_for_their_average_before_the_next_pass(way: Way) -> None:
     links = network(4)
-    took = way(LocalSteps(links, [2000.0]), work([1.0]), even(6, 4))
-    ends = took.end_s[:, 0]
-    step = PASS_S + UPDATE_S
+    took = way(in_rhythm(links, [2000.0], Rhythm(Fragments(1, 2), waits=True)), work([1.0]), even(6, 4))
     summed = 6 * LATENCY_S + 1.5 * 2000.0 / RATE
-    assert np.diff(ends) == pytest.approx(np.array([step, step, step + summed, step, step + summed, step]))
+    expected = [STEP_S, STEP_S, STEP_S + summed, STEP_S, STEP_S + summed, STEP_S]
+    assert np.diff(took.end_s[:, 0]) == pytest.approx(expected)
+
+
+@BOTH
+def test_the_slowest_of_an_interval_is_waited_for_once(way: Way) -> None:
+    """H = 3, and another worker is twice as slow in each step: an average waits for one of them, not for three."""
+    links, factors = network(2), even(7, 2)
+    factors[[0, 2], 0] = factors[1, 1] = 2.0
+    took = way(in_rhythm(links, [490.0], Rhythm(Fragments(1, 3), waits=True)), work([1.0]), factors)
+    exchange = LATENCY_S + 490.0 / RATE
+    slow, quick = 5 * PASS_S + 3 * UPDATE_S, 4 * PASS_S + 3 * UPDATE_S
+    assert took.end_s[3] == pytest.approx([slow, quick])
+    assert took.end_s[4] == pytest.approx(np.full(2, slow + exchange + STEP_S))
+    assert took.wait_s.sum(axis=0) == pytest.approx([2 * exchange, 2 * exchange + slow - quick])
+
+
+@BOTH
+@pytest.mark.parametrize("num_bytes", [500.0, 1490.0])
+def test_an_average_behind_the_next_step_costs_what_does_not_fit(way: Way, num_bytes: float) -> None:
+    """H = 3 with overlap, on a ring: sent at the end of a step, needed at the next one's update."""
+    took = way(in_rhythm(network(2), [num_bytes], Rhythm(Fragments(1, 3)), "ring"), work([1.0]), even(8, 2))
+    late = max(0.0, LATENCY_S + num_bytes / RATE - PASS_S)
+    expected = [STEP_S, STEP_S, STEP_S, STEP_S + late, STEP_S, STEP_S, STEP_S + late, STEP_S]
+    assert np.diff(took.end_s[:, 0]) == pytest.approx(expected)
+
+
+@BOTH
+def test_fragments_are_under_way_behind_the_steps_of_their_delay(way: Way) -> None:
+    """H = 4 in two fragments, tau = 1, messages of 1.5 s.
+
+    The first bucket is sent at 0.5625 of the first step and needed when the third begins, 1.6875 s later. The second is
+    sent at the end of the third step and needed one step, 1.125 s, later: 0.375 s too soon.
+    """
+    method = in_rhythm(network(2), [1490.0, 1490.0], Rhythm(Fragments(2, 4, 1), waits=True), "ring")
+    took = way(method, work([0.5, 1.0]), even(13, 2))
+    expected = np.full(13, STEP_S)
+    expected[4::4] += 0.375
+    assert np.diff(took.end_s[:, 0]) == pytest.approx(expected)
+    sent = [[exchange.bucket for exchange in method.exchanges(step)] for step in range(8)]
+    assert sent == [[0], [], [1], [], [0], [], [1], []]
+
+
+def test_each_so_many_averages_is_one_of_all() -> None:
+    """On a ring of four: pairs by turns, and everybody in each third average."""
+    method = in_rhythm(network(4), [10.0], Rhythm(Fragments(1, 2), exact_every=3), "ring")
+    groups = [
+        [len(flow.ranks) for flow in exchange.traffic.flows] for step in range(8) for exchange in method.exchanges(step)
+    ]
+    assert groups == [[2, 2], [2, 2], [4], [2, 2]]
 
 
 def test_what_collectives_cost() -> None:

@@ -20,47 +20,55 @@ mpl.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-TOPOLOGIES = ("allreduce", "ring", "exp", "alternating-exp-ring")
+METHODS = {
+    "allreduce": "topology=allreduce",
+    "ring": "topology=ring",
+    "exp": "topology=exp",
+    "alternating-exp-ring": "topology=alternating-exp-ring",
+    "DiLoCo": "topology=complete averaging=diloco",
+}
+"""What is drawn, and how it is asked for."""
 PER_NODE = {"8xA40": 4, "32xT4": 8, "8xA100": 4}
 """GPUs of a node of each preset, whose nodes are multiplied."""
 SPREAD = 0.03
 """Deviation of a worker's pass over its mean, drawn anew in each step."""
 GPUS = tuple(2**power for power in range(3, 13))
-STYLES = dict(zip(TOPOLOGIES, (("k", "-", "o"), ("C0", "--", "s"), ("C1", "-.", "^"), ("C2", ":", "D")), strict=True))
+LOOKS = (("k", "-", "o"), ("C0", "--", "s"), ("C1", "-.", "^"), ("C2", ":", "D"), ("C3", "-", "v"))
+STYLES = dict(zip(METHODS, LOOKS, strict=True))
 
 Row = dict[str, str]
 
 
 def rows(preset: str, local_batch: int) -> Iterator[Row]:
-    """What ``imgnet predict`` says, for every topology and number of GPUs."""
+    """What ``imgnet predict`` says, for every method and number of GPUs."""
     for gpus in GPUS:
         nodes = gpus // PER_NODE[preset]
         if nodes < 2:  # then there is no network between nodes
             continue
         words = [
-            f"topology={','.join(TOPOLOGIES)}", "data=synthetic", f"global_batch_size={gpus * local_batch}",
-            f"cluster={preset}", f"cluster.nodes={nodes}", "precision=fp16",
+            "data=synthetic", f"global_batch_size={gpus * local_batch}", f"cluster={preset}", f"cluster.nodes={nodes}",
+            "precision=fp16",
         ]  # fmt: skip
         options = ["--csv", "--num-train", "1281167", "--step-spread", str(SPREAD)]
-        command = [sys.executable, "-m", "imgnet", "predict", *words, *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        yield from csv.DictReader(io.StringIO(done.stdout))
+        for method, chosen in METHODS.items():
+            command = [sys.executable, "-m", "imgnet", "predict", *chosen.split(), *words, *options]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            yield from ({"method": method} | row for row in csv.DictReader(io.StringIO(done.stdout)))
 
 
 def draw(found: dict[str, list[Row]]) -> Figure:
     """A panel for each cluster: seconds per step over GPUs."""
     figure, axes = plt.subplots(1, len(found), figsize=(3.6 * len(found), 3.2), layout="constrained", squeeze=False)
     for axis, (preset, of_preset) in zip(axes[0], found.items(), strict=True):
-        for topology in TOPOLOGIES:
-            of_topology = [row for row in of_preset if row["topology"] == topology]
-            points = [(int(row["num_workers"]), float(row["predicted_step_s"])) for row in of_topology]
-            colour, line, marker = STYLES[topology]
-            axis.plot(*zip(*points, strict=True), color=colour, ls=line, marker=marker, ms=4, label=topology)
+        for method, (colour, line, marker) in STYLES.items():
+            of_method = [row for row in of_preset if row["method"] == method]
+            points = [(int(row["num_workers"]), float(row["predicted_step_s"])) for row in of_method]
+            axis.plot(*zip(*points, strict=True), color=colour, ls=line, marker=marker, ms=4, label=method)
         axis.set(xscale="log", xlabel="GPUs", title=f"nodes of {PER_NODE[preset]} {preset.partition('x')[2]}", ylim=0)
         axis.set_xticks(GPUS[::3], [f"{gpus:,}" for gpus in GPUS[::3]], minor=False)
         axis.minorticks_off()
     axes[0][0].set_ylabel("predicted seconds per step")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 

@@ -16,7 +16,7 @@ from imgnet.config import (
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.parallel.allreduce import AllReduce
 from imgnet.parallel.averaging.consensus import AdaptiveConfig, consensus_factor
-from imgnet.parallel.averaging.registry import way_of
+from imgnet.parallel.averaging.registry import num_fragments, way_of
 from imgnet.parallel.compression import build_compressor
 from imgnet.parallel.decent_dp import DecentDp
 from imgnet.parallel.decentralized import Decentralized
@@ -123,18 +123,18 @@ def _settings(
     config: RunConfig, topology: DecentralizedConfig, module: Module, runtime: Runtime, steps_per_epoch: int
 ) -> dict[str, Any]:
     own = {"bucket_mb": topology.bucket_mb, "wire_dtype": topology.wire_dtype}
-    own["num_buckets"] = _num_blocks(config, module)
+    own["num_buckets"] = _num_blocks(config, module, steps_per_epoch)
     make_method = way_of(config.averaging).make(config.averaging, config, steps_per_epoch)
     return own | {"make_method": make_method} | _common(config, runtime)
 
 
-def _num_blocks(config: RunConfig, module: Module) -> int:
+def _num_blocks(config: RunConfig, module: Module, steps_per_epoch: int) -> int:
     """The blocks that the way to average needs.
 
     Raises:
         ConfigError: more than there are tensors to make them of.
     """
-    wanted = way_of(config.averaging).num_blocks(config.averaging)
+    wanted = num_fragments(config, steps_per_epoch)
     trained = sum(parameter.requires_grad for parameter in module.parameters())
     if wanted > trained:
         what = f"model={config.model.name} has {trained} tensors to make them of"

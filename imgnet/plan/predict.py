@@ -18,14 +18,14 @@ from imgnet.config import (
 from imgnet.data.checks import known_num_train
 from imgnet.data.sampling.order import steps_per_epoch
 from imgnet.layout import Layout, layout_of
-from imgnet.parallel.schedule import build_schedule, node_size
+from imgnet.parallel.schedule import node_size
 from imgnet.parallel.shape import shape_problems
-from imgnet.parallel.topology import Schedule
 from imgnet.plan.cluster import network_of
 from imgnet.plan.computation import Computation
 from imgnet.plan.timeline import buckets
 from imgnet.plan.timeline.method import AllReduceMethod, GossipMethod, Method
 from imgnet.plan.timeline.network import Network
+from imgnet.plan.timeline.phases import Phase, phases_of
 from imgnet.plan.timeline.replay import FEWEST_STEPS, replay
 from imgnet.plan.timeline.script import Work
 from imgnet.plan.timeline.stragglers import Stragglers
@@ -56,6 +56,7 @@ class Prediction:
     """
 
     topology: str
+    averaging: str
     cluster: str
     num_workers: int
     images_per_worker: int
@@ -148,10 +149,11 @@ def predict(setting: Setting, num_train: int | None = None, num_steps: int = NUM
     """
     config, world_size = setting.config, setting.layout.world_size
     images = num_train or num_train_of(config.data)
-    phases = [(share, _parts(setting, phase, num_steps)) for share, phase in _phases(setting)]
+    phases = [(share, _parts(setting, phase, num_steps)) for share, phase in _phases(setting, images)]
     seconds = {key: sum(share * parts.seconds[key] for share, parts in phases) for key in phases[0][1].seconds}
     return Prediction(
         topology=config.topology.name,
+        averaging=config.averaging.name,
         cluster=config.cluster.name,
         num_workers=world_size,
         images_per_worker=config.global_batch_size // world_size,
@@ -163,7 +165,7 @@ def predict(setting: Setting, num_train: int | None = None, num_steps: int = NUM
 
 
 def step_times(setting: Setting, num_steps: int = NUM_STEPS) -> list[tuple[float, float]]:
-    """Of each topology of a run, in their order: its share of the epochs, and seconds of a step.
+    """Of each part of a run with its own topology or rhythm of averages: its share of the epochs, seconds of a step.
 
     Raises:
         ConfigError: it is a run that is not predicted.
@@ -193,35 +195,34 @@ class _Parts:
     is_bound: bool
 
 
-def _phases(setting: Setting) -> list[tuple[float, Schedule | None]]:
-    """The topologies of a run, each with its share of the epochs; None averages gradients."""
-    topology, averaging = setting.config.topology, setting.config.averaging.name
-    if averaging != "every_step":
-        raise ConfigError([f"averaging={averaging}: predictions know averaging=every_step only"])
+def _phases(setting: Setting, num_train: int | None = None) -> list[tuple[float, Phase | None]]:
+    """The parts of a run, each with its share of the epochs; None averages gradients."""
+    config, layout = setting.config, setting.layout
+    topology = config.topology
     if isinstance(topology, AllReduceConfig) and topology.compression is not Compression.none:
         raise ConfigError([f"topology.compression={topology.compression.value}: predictions know none only"])
     if not isinstance(topology, DecentralizedConfig):
         return [(1.0, None)]
-    layout, epochs = setting.layout, setting.config.epochs
-    per_node = node_size(setting.config.cluster, layout.workers_per_node)
-    phases = build_schedule(topology, layout.world_size, per_node, steps_per_epoch=1).phases
-    ends = [phase.first_step for phase in phases[1:]] + [epochs]
-    return [
-        ((end - phase.first_step) / epochs, Schedule.constant(phase.topology))
-        for phase, end in zip(phases, ends, strict=True)
-    ]
+
+    def of_an_epoch() -> int:
+        return steps_per_epoch(num_train or num_train_of(config.data), config.global_batch_size)
+
+    per_node = node_size(config.cluster, layout.workers_per_node)
+    return [*phases_of(config, layout.world_size, per_node, of_an_epoch)]
 
 
-def _parts(setting: Setting, schedule: Schedule | None, num_steps: int) -> _Parts:
+def _parts(setting: Setting, phase: Phase | None, num_steps: int) -> _Parts:
     """Replay with nothing in the way of the computation, then add one hindrance after the other."""
     network, world_size = setting.network, setting.layout.world_size
-    period = 1 if schedule is None else len(schedule.phases[0].topology.rounds)
-    even = np.ones((min(num_steps, max(FEWEST_STEPS, 3 * period)), world_size))
+    period = 1 if phase is None else phase.period(num_steps)
+    num_steps = max(num_steps, 2 * period)
+    even = np.ones((max(2 * period, min(num_steps, max(FEWEST_STEPS, 3 * period))), world_size))
     uneven = setting.stragglers.draw(num_steps, world_size) if setting.stragglers.are_any else even
 
     def step_s(links: Network, factors: NDArray[np.float64]) -> tuple[float, bool]:
-        method, work = method_and_work(setting, schedule, links)
-        timeline = replay(method, work, factors, collectives_yield=links.collectives_yield)
+        method, work = method_and_work(setting, phase, links)
+        yields, fewest = links.collectives_yield, max(FEWEST_STEPS, 2 * period)
+        timeline = replay(method, work, factors, collectives_yield=yields, fewest_steps=fewest)
         return timeline.settled_step_s(period), timeline.is_bound
 
     pure, _ = step_s(network.without_cost(), even)
@@ -234,36 +235,39 @@ def _parts(setting: Setting, schedule: Schedule | None, num_steps: int) -> _Part
         "latency_s": without_size - pure,
         "bandwidth_s": undisturbed - without_size,
         "stragglers_s": whole - undisturbed,
-        "message_s": _message_s(method_and_work(setting, schedule, network)[0], period),
+        "message_s": _message_s(method_and_work(setting, phase, network)[0], period),
     }
     return _Parts(seconds, is_bound)
 
 
-def method_and_work(setting: Setting, schedule: Schedule | None, network: Network) -> tuple[Method, Work]:
+def method_and_work(setting: Setting, phase: Phase | None, network: Network) -> tuple[Method, Work]:
     """What a run exchanges, and what a worker computes.
 
     Args:
         setting: the run.
-        schedule: who averages parameters with whom; None: gradients are averaged over all.
+        phase: who averages parameters with whom, and when; None: gradients are averaged over all.
         network: that the messages go over.
     """
     config, computation = setting.config, setting.computation
     images = config.global_batch_size / setting.layout.world_size
     passes = config.num_accumulation_steps
-    if schedule is None:
+    if phase is None:
         assert isinstance(config.topology, AllReduceConfig)
         split = buckets.by_gradient(computation.gradients, config.topology.bucket_mb)
         work = computation.work(split, images, passes, updated_at_once=True)
         return AllReduceMethod([4.0 * bucket.num_values for bucket in split], network), work
     assert isinstance(config.topology, DecentralizedConfig)
     wire = config.topology.wire_dtype
-    split = buckets.by_registration(computation.gradients, config.topology.bucket_mb)
+    split = buckets.by_registration(
+        computation.gradients, config.topology.bucket_mb, at_least=phase.rhythm.fragments.number
+    )
     work = computation.work(split, images, passes, updated_at_once=False)
     method = GossipMethod(
         [float(BYTES[wire] * bucket.num_values) for bucket in split],
         computation.mixing_of(split, wire.value),
-        schedule,
+        phase.schedule,
         network,
+        phase.rhythm,
         groups_exchange_directly=wire is WireDtype.bf16,
         updates_follow=config.max_grad_norm is not None or config.precision is Precision.fp16,
     )

@@ -26,7 +26,7 @@ def rows(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
 
 
 def _row(prediction: Prediction) -> dict[str, Any]:
-    given = ("topology", "cluster", "num_workers", "images_per_worker", "num_steps_of_epoch", "num_epochs")
+    given = ("topology", "averaging", "cluster", "num_workers", "images_per_worker", "num_steps_of_epoch", "num_epochs")
     values = asdict(prediction) | {name: getattr(prediction, name) for name in DERIVED}
     return {key if key in given else f"predicted_{key}": value for key, value in values.items()}
 
@@ -55,8 +55,8 @@ def show(predictions: Sequence[Prediction], about: str, console: Console | None 
     """
     console = console or Console(width=None if Console().is_terminal else 160)
     table = Table(box=box.SIMPLE_HEAD, title=f"predicted, not measured; computation: {about}", title_style="")
-    for name in ("topology", "cluster"):
-        table.add_column(name)
+    for name in ("topology", "averaging", "cluster"):
+        table.add_column(name, min_width=max(len(getattr(prediction, name)) for prediction in predictions))
     for name in ("workers", "images each", "predicted s/step", "epoch", "run", "images/s"):
         table.add_column(name, justify="right")
     for name in ("computing ms", "latency", "bandwidth", "stragglers", "hidden %"):
@@ -98,6 +98,7 @@ def _cells(prediction: Prediction) -> list[str]:
     parts = (prediction.computation_s, prediction.latency_s, prediction.bandwidth_s, prediction.stragglers_s)
     return [
         prediction.topology,
+        prediction.averaging,
         prediction.cluster,
         f"{prediction.num_workers:,}",
         f"{prediction.images_per_worker:,}",

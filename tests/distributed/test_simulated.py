@@ -124,7 +124,7 @@ def test_simulated_workers_equal_processes(tmp_path: Path) -> None:
                 assert difference <= 1e-6 * other["model"][key].double().square().mean().sqrt(), (name, key)
 
 
-@pytest.mark.parametrize("name", ["ring", "bf16 groups", "streaming"])
+@pytest.mark.parametrize("name", ["bf16 groups", "streaming"])
 def test_either_goes_on_from_the_others_checkpoint(name: str, tmp_path: Path) -> None:
     config, stop = real(name), STEPS_PER_EPOCH + 2
     run(tmp_path / "undisturbed", {name: simulated(config)})

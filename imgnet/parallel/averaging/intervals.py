@@ -1,9 +1,15 @@
 """After which steps workers average: pure numbers, the same on all of them."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from imgnet.config import AveragingConfig, RunConfig
 from imgnet.config.schemas import Count, NotNegative, Positive, WholeNumber
+from imgnet.optim.schedule import rate_of
+from imgnet.parallel.averaging.rhythm import Fragments, Rhythm, Rhythms
+
+LIKE = 1.25
+"""Intervals whose lengths differ by this factor at most are predicted as if all had their mean."""
 
 
 @dataclass
@@ -19,6 +25,10 @@ class IntervalsConfig(AveragingConfig):
     qsr_power: Positive = 2.0
     exact_every: WholeNumber = 0
     """Each so many averages is one of all workers (Gossip-PGA, Chen et al. 2021); 0: none is."""
+
+    def averages_exactly(self) -> bool:
+        """Whether all workers average now and then, whatever the topology."""
+        return bool(self.start_epoch or self.exact_every)
 
 
 @dataclass(frozen=True)
@@ -73,3 +83,42 @@ def intervals_of(averaging: IntervalsConfig, config: RunConfig, steps_per_epoch:
         averaging.qsr_alpha, averaging.qsr_power, averaging.exact_every,
         round(config.optimizer.warmup_epochs * steps_per_epoch), config.optimizer.lr,
     )  # fmt: skip
+
+
+def rhythms_of(
+    averaging: IntervalsConfig, config: RunConfig, steps_per_epoch: Callable[[], int], *, waits: bool
+) -> Rhythms:
+    """Exact averages in every step at first, then intervals; of the quadratic rule's, those alike together."""
+    start = averaging.start_epoch
+    if start > 0:
+        yield 0.0, Rhythm(waits=waits, exact_every=1)
+    if averaging.qsr_alpha == 0:
+        yield start, Rhythm(Fragments(1, averaging.every), waits, averaging.exact_every)
+        return
+    per_epoch = steps_per_epoch()
+    for step, length in _alike(_lengths(averaging, config, per_epoch)):
+        yield step / per_epoch, Rhythm(Fragments(1, length), waits, averaging.exact_every)
+
+
+def _lengths(averaging: IntervalsConfig, config: RunConfig, per_epoch: int) -> Iterator[tuple[int, int]]:
+    """First step and steps of each interval after those of the start."""
+    intervals = intervals_of(averaging, config, per_epoch)
+    step = intervals.first_step
+    while step < intervals.num_steps:
+        length = intervals.length(step, rate_of(config.optimizer, step, config.epochs, per_epoch))
+        yield step, length
+        step += length
+
+
+def _alike(lengths: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """First step and mean length of intervals one after the other that are about as long."""
+    first, group = 0, list[int]()
+    for step, length in lengths:
+        if group and not 1 / LIKE <= length / group[0] <= LIKE:
+            yield first, round(sum(group) / len(group))
+            group = []
+        if not group:
+            first = step
+        group.append(length)
+    if group:
+        yield first, round(sum(group) / len(group))

@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from imgnet.config import AveragingConfig
+from imgnet.config import AveragingConfig, RunConfig
 from imgnet.parallel.averaging import methods
 from imgnet.parallel.averaging.way import Way
 
@@ -21,3 +21,12 @@ OPTIONS: dict[str, type[AveragingConfig]] = {name: way.schema for name, way in W
 def way_of(averaging: AveragingConfig) -> Way:
     """The way that a configuration chose; its name has been checked."""
     return WAYS[averaging.name]
+
+
+def num_fragments(config: RunConfig, steps_per_epoch: int) -> int:
+    """The parts of the model that take turns."""
+    find = way_of(config.averaging).rhythms
+    if find is None:
+        return 1
+    _, rhythm = next(find(config.averaging, config, lambda: steps_per_epoch))
+    return rhythm.fragments.number

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from imgnet.parallel.averaging.fragments import Fragments
+from imgnet.parallel.averaging.rhythm import Fragments
 from imgnet.parallel.topology import Round
 
 if TYPE_CHECKING:

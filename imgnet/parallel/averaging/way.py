@@ -6,6 +6,7 @@ from typing import Any
 
 from imgnet.config import AveragingConfig, RunConfig, SgdConfig
 from imgnet.parallel.averaging.method import MakeMethod
+from imgnet.parallel.averaging.rhythm import FindRhythms
 
 
 def none_wrong(averaging: Any, config: RunConfig) -> Iterator[str]:
@@ -38,8 +39,8 @@ class Way:
     """``(averaging, config, steps per epoch)`` to what makes a worker's method."""
     problems: Callable[[Any, RunConfig], Iterator[str]] = none_wrong
     """``(averaging, config)`` to a line for each thing that is wrong beside values out of their ranges."""
-    num_blocks: Callable[[Any], int] = lambda averaging: 1
-    """The blocks that the model must have at least."""
+    rhythms: FindRhythms | None = None
+    """When averages start and are needed, and in how many parts the model; None: in one, and nobody can predict it."""
     averages_exactly: Callable[[Any], bool] = lambda averaging: False
     """Whether all workers average now and then, whatever the topology."""
     is_of_decent_dp: bool = False

@@ -25,20 +25,32 @@ class Bucket:
     """The share of a pass after which all gradients of this bucket, and of those before it, are there."""
 
 
-def by_registration(gradients: Sequence[Gradient], bucket_mb: int) -> list[Bucket]:
-    """Buckets of the decentralized engine: in the reverse of the order in which the model registers its parameters."""
-    return _split(reversed(gradients), bucket_mb)
+def by_registration(gradients: Sequence[Gradient], bucket_mb: int, at_least: int = 1) -> list[Bucket]:
+    """Buckets of the decentralized engine: in the reverse of the order in which the model registers its parameters.
+
+    Args:
+        gradients: of all parameters.
+        bucket_mb: size of a message.
+        at_least: so many, of smaller messages where it needs them.
+    """
+    limit = bucket_mb * 2**20
+    buckets = _split(reversed(gradients), limit)
+    while len(buckets) < min(at_least, len(gradients)):
+        limit //= 2
+        buckets = _split(reversed(gradients), limit)
+    return buckets
 
 
 def by_gradient(gradients: Sequence[Gradient], bucket_mb: int) -> list[Bucket]:
     """Buckets of ``DistributedDataParallel`` from its second step on: in the order in which gradients are ready."""
     order = sorted(range(len(gradients)), key=lambda place: (gradients[place].ready, -place))
-    return _split((gradients[place] for place in order), bucket_mb)
+    return _split((gradients[place] for place in order), bucket_mb * 2**20)
 
 
-def _split(gradients: Iterable[Gradient], bucket_mb: int) -> list[Bucket]:
+def _split(gradients: Iterable[Gradient], limit: int) -> list[Bucket]:
+    """Each is closed when it holds so many bytes."""
     buckets: list[Bucket] = []
-    size = limit = bucket_mb * 2**20
+    size = limit
     ready = 0.0
     for gradient in gradients:
         ready = max(ready, gradient.ready)

@@ -12,6 +12,7 @@ from enum import Enum
 from functools import cache
 from typing import final
 
+from imgnet.parallel.averaging.rhythm import Rhythm
 from imgnet.parallel.topology import Round, Schedule
 from imgnet.plan.timeline.network import Network
 from imgnet.plan.timeline.traffic import Traffic, summed_by_all, traffic_of
@@ -92,13 +93,14 @@ class AllReduceMethod(Method):
 
 @final
 class GossipMethod(Method):
-    """Parameters averaged behind the next step: sent after a bucket's update, needed at its next one.
+    """Parameters averaged: sent after a bucket's update, in every step or in some, and needed when the rhythm says so.
 
     Args:
         bucket_bytes: of the parameters on the wire.
         mixing_s: of the arithmetic for each bucket.
-        schedule: who averages with whom at which step.
+        schedule: who averages with whom in which round, and all workers where the rhythm asks for that.
         network: the links.
+        rhythm: without one, each in every step, and needed at the bucket's next update.
         groups_exchange_directly: as in bf16.
         updates_follow: clipping and a loss scale need the whole gradient first.
     """
@@ -109,12 +111,14 @@ class GossipMethod(Method):
         mixing_s: Sequence[float],
         schedule: Schedule,
         network: Network,
+        rhythm: Rhythm | None = None,
         *,
         groups_exchange_directly: bool = False,
         updates_follow: bool = False,
     ) -> None:
         self._buckets = list(enumerate(zip(bucket_bytes, mixing_s, strict=True)))
         self._schedule = schedule
+        self._rhythm = rhythm or Rhythm()
         self.updates_follow = updates_follow
 
         @cache
@@ -125,8 +129,16 @@ class GossipMethod(Method):
 
     def exchanges(self, step: int) -> Sequence[Exchange]:
         """See :meth:`Method.exchanges`."""
-        traffic = self._traffic(self._schedule.round_at(step))
+        fragments = self._rhythm.fragments
+        average = fragments.starting(step + 1)
+        if average is None:
+            return []
+        traffic, due = self._traffic(self._round(fragments.round(average))), fragments.due(average)
+        before = Before.forward if self._rhythm.waits else Before.update
         return [
-            Exchange(bucket, traffic, num_bytes, After.update, step + 1, Before.update, mixing_s)
-            for bucket, (num_bytes, mixing_s) in self._buckets
+            Exchange(bucket, traffic, num_bytes, After.update, due, before, mixing_s)
+            for bucket, (num_bytes, mixing_s) in self._buckets[average % fragments.number :: fragments.number]
         ]
+
+    def _round(self, number: int) -> Round:
+        return self._schedule.exact_round() if self._rhythm.is_exact(number) else self._schedule.round_at(number)

@@ -43,7 +43,14 @@ class Timeline:
         return self.step_s(first, first + whole if whole else num_steps)
 
 
-def replay(method: Method, work: Work, factors: NDArray[np.float64], *, collectives_yield: bool = False) -> Timeline:
+def replay(
+    method: Method,
+    work: Work,
+    factors: NDArray[np.float64],
+    *,
+    collectives_yield: bool = False,
+    fewest_steps: int = FEWEST_STEPS,
+) -> Timeline:
     """Carry out as many steps as ``factors`` has rows, fewer where each event has to be looked at.
 
     All workers are replayed at once. That is exact unless messages of two rounds are on a link at the same time, which
@@ -57,10 +64,11 @@ def replay(method: Method, work: Work, factors: NDArray[np.float64], *, collecti
         factors: by how much longer each worker computes its forward and backward pass in each step,
             ``[steps, workers]``.
         collectives_yield: see :class:`imgnet.plan.timeline.network.Network`.
+        fewest_steps: of which a mean says something; fewer are not replayed event by event.
     """
     end_s, wait_s, was_contended = replay_together(Script(method, work), factors)
     affordable = MOST_EVENTS // (factors.shape[1] * len(work.update_s))
-    if was_contended and affordable >= FEWEST_STEPS:
+    if was_contended and affordable >= fewest_steps:
         return replay_each(method, work, factors[:affordable], collectives_yield=collectives_yield)
     return Timeline(end_s, wait_s, is_bound=was_contended)
 

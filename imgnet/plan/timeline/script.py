@@ -84,7 +84,10 @@ class Script:
             place = exchange.bucket if exchange.before is Before.update else 0
             self._due[exchange.due_step, exchange.before, place].append(send)
             sends[exchange.after, exchange.bucket].append(send)
-        return [*self._wait(step, Before.forward), *self._actions(step, sends)]
+        waits = list(self._wait(step, Before.forward))
+        if not sends and not any(due == step for due, _, _ in self._due):
+            return [*waits, Compute(self._work.backward_s), Spend(float(self._work.update_s.sum()))]
+        return [*waits, *self._actions(step, sends)]
 
     def _actions(self, step: int, sends: dict[tuple[After, int], list[Send]]) -> Iterator[Action]:
         passed = 0.0

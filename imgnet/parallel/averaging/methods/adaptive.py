@@ -8,6 +8,7 @@ from imgnet.config import RunConfig
 from imgnet.parallel.averaging.consensus import AdaptiveConfig, ConsensusFactor, consensus_factor
 from imgnet.parallel.averaging.method import MakeMethod, Method
 from imgnet.parallel.averaging.methods.every_step import EveryStep
+from imgnet.parallel.averaging.rhythm import in_every_step
 from imgnet.parallel.averaging.way import Way, starts_in_time
 
 if TYPE_CHECKING:
@@ -73,4 +74,4 @@ def _problems(averaging: AdaptiveConfig, config: RunConfig) -> Iterator[str]:
     yield from starts_in_time(averaging, config)
 
 
-WAY = Way(("adaptive",), AdaptiveConfig, _make, _problems, is_of_decent_dp=True)
+WAY = Way(("adaptive",), AdaptiveConfig, _make, _problems, in_every_step, is_of_decent_dp=True)

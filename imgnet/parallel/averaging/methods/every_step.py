@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from imgnet.config import AveragingConfig
 from imgnet.parallel.averaging.method import Method
+from imgnet.parallel.averaging.rhythm import in_every_step
 from imgnet.parallel.averaging.way import Way
 
 if TYPE_CHECKING:
@@ -41,4 +42,4 @@ class EveryStep(Method):
                 averaging.start(self.schedule.round_at(num_steps - 1))
 
 
-WAY = Way(("every_step",), AveragingConfig, lambda *_: EveryStep, is_of_decent_dp=True)
+WAY = Way(("every_step",), AveragingConfig, lambda *_: EveryStep, rhythms=in_every_step, is_of_decent_dp=True)

@@ -1,14 +1,15 @@
 """Local steps: workers train by themselves for a while, then average before they go on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from imgnet.config import RunConfig
 from imgnet.parallel.averaging.beat import Beat
-from imgnet.parallel.averaging.intervals import Intervals, IntervalsConfig, intervals_of
+from imgnet.parallel.averaging.intervals import Intervals, IntervalsConfig, intervals_of, rhythms_of
 from imgnet.parallel.averaging.method import MakeMethod, Method
+from imgnet.parallel.averaging.rhythm import Rhythms
 from imgnet.parallel.averaging.way import Way, no_average_before_an_update, starts_in_time
 
 if TYPE_CHECKING:
@@ -22,14 +23,17 @@ class LocalStepsConfig(IntervalsConfig):
     overlap: bool = False
     """Whether an average is under way during the next forward and backward pass; else the pass waits for it."""
 
+    def rhythms(self, config: RunConfig, steps_per_epoch: Callable[[], int]) -> Rhythms:
+        """See :class:`Way`."""
+        return rhythms_of(self, config, steps_per_epoch, waits=not self.overlap)
+
 
 @final
 class Local(Method):
     """``x <- x - lr u`` H times, then ``x <- W x``, which the next forward pass waits for; with ``overlap`` its update.
 
     Without overlap H = 1 among all workers is AllReduce for every update that is linear in the gradient (SGD, momentum,
-    Nesterov, decay); with it H = 1 is :class:`~imgnet.parallel.averaging.every_step.EveryStep`. Optimizer states stay
-    each worker's own.
+    Nesterov, decay); with it H = 1 is ``EveryStep``. Optimizer states stay each worker's own.
     """
 
     def __init__(self, mixer: "Mixer", intervals: Intervals, *, overlap: bool = False) -> None:
@@ -73,8 +77,4 @@ def _problems(averaging: LocalStepsConfig, config: RunConfig) -> Iterator[str]:
         yield from (f"{line} without averaging.overlap" for line in no_average_before_an_update(averaging, config))
 
 
-def _averages_exactly(averaging: LocalStepsConfig) -> bool:
-    return bool(averaging.start_epoch or averaging.exact_every)
-
-
-WAY = Way(("local",), LocalStepsConfig, _make, _problems, averages_exactly=_averages_exactly)
+WAY = Way(("local",), LocalStepsConfig, _make, _problems, LocalStepsConfig.rhythms, LocalStepsConfig.averages_exactly)

@@ -9,6 +9,7 @@ from imgnet.config.schemas import Count
 from imgnet.parallel.averaging.beat import Beat
 from imgnet.parallel.averaging.intervals import Intervals
 from imgnet.parallel.averaging.method import MakeMethod, Method
+from imgnet.parallel.averaging.rhythm import Fragments, Rhythm, Rhythms
 from imgnet.parallel.averaging.slow_weights import SlowWeights, SlowWeightsConfig
 from imgnet.parallel.averaging.way import Way, no_average_before_an_update
 
@@ -23,17 +24,16 @@ class OuterConfig(SlowWeightsConfig):
     every: Count = 50
     """Local steps before each step of the outer optimizer."""
 
+    def rhythms(self, *_: object) -> Rhythms:
+        """All wait after each interval."""
+        yield 0.0, Rhythm(Fragments(1, self.every), waits=True)
+
 
 @final
 class Outer(Method):
     """Slow weights phi, from which H local steps lead to theta: phi moves towards W theta, and theta is phi again.
 
-    The next forward pass waits for the average. An evaluation in between is of the mean of theta.
-
-    Args:
-        mixer: see :class:`Method`.
-        intervals: when; always in whole intervals.
-        of_slow_weights: see :class:`SlowWeights`.
+    The next forward pass waits for the average. An evaluation in between is of the mean of theta. Intervals are whole.
     """
 
     def __init__(self, mixer: "Mixer", intervals: Intervals, **of_slow_weights: Any) -> None:
@@ -75,4 +75,4 @@ def _make(averaging: OuterConfig, config: RunConfig, steps_per_epoch: int) -> Ma
     return partial(Outer, intervals=intervals, **averaging.of_slow_weights())
 
 
-WAY = Way(("outer", "diloco", "slowmo", "noloco"), OuterConfig, _make, no_average_before_an_update)
+WAY = Way(("outer", "diloco", "slowmo", "noloco"), OuterConfig, _make, no_average_before_an_update, OuterConfig.rhythms)

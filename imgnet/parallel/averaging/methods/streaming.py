@@ -6,9 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from imgnet.config import RunConfig
-from imgnet.parallel.averaging.fragments import Fragments, FragmentsConfig, fragment_problems, fragments_of
+from imgnet.parallel.averaging.fragments import FragmentsConfig, fragment_problems, fragments_of
 from imgnet.parallel.averaging.merging import Merging, MergingConfig, merging_of, merging_problems
 from imgnet.parallel.averaging.method import MakeMethod, Method
+from imgnet.parallel.averaging.rhythm import Fragments
 from imgnet.parallel.averaging.slow_weights import SlowWeights, SlowWeightsConfig
 from imgnet.parallel.averaging.turns import Turns
 from imgnet.parallel.averaging.way import Way, no_average_before_an_update
@@ -67,14 +68,13 @@ class Streaming(Method):
 
 
 def _make(averaging: StreamingConfig, config: RunConfig, steps_per_epoch: int) -> MakeMethod:
-    parts = {"fragments": fragments_of(averaging), "merging": merging_of(averaging)}
-    return partial(Streaming, **parts, **averaging.of_slow_weights())
+    fragments, merging = fragments_of(averaging), merging_of(averaging)
+    return partial(Streaming, fragments=fragments, merging=merging, **averaging.of_slow_weights())
 
 
 def _problems(averaging: StreamingConfig, config: RunConfig) -> Iterator[str]:
-    yield from fragment_problems(averaging)
-    yield from merging_problems(averaging)
+    yield from (*fragment_problems(averaging), *merging_problems(averaging))
     yield from no_average_before_an_update(averaging, config)
 
 
-WAY = Way(("streaming_diloco",), StreamingConfig, _make, _problems, num_blocks=lambda averaging: averaging.fragments)
+WAY = Way(("streaming_diloco",), StreamingConfig, _make, _problems, StreamingConfig.rhythms)
