@@ -5,7 +5,7 @@ import json
 import logging
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -69,7 +69,8 @@ class Recorder:
     def close(self) -> None:
         """Training has ended. Of a profile that is not whole nothing is written."""
         if self._profiler is not None:
-            self._end()
+            with suppress(RuntimeError):  # of a device that failed; what ended the run is what must be told
+                self._end()
             made = max(0, self._step - self._first)
             log.warning("no profile: the run ended after %d of %d recorded steps", made, self._num_steps)
 

@@ -19,7 +19,6 @@ OF_OPTIMIZER = ("Optimizer.step#", "Optimizer.zero_grad#")
 NOT_COMPUTING = ("autograd::engine::", "torch::autograd::AccumulateGrad", "c10d::")
 """Operations around others, hooks that wait for messages among these."""
 US_PER_MS = 1e3
-MS_PER_S = 1e3
 
 
 @dataclass(frozen=True)
