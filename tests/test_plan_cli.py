@@ -23,6 +23,16 @@ def test_one_table_for_all_that_the_words_describe(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_how_runs_average_is_a_column_where_some_do_not_in_every_step(tmp_path: Path) -> None:
+    words = ("topology=complete", "averaging=every_step,streaming_diloco", *PUBLISHED[1:], "--num-steps", "20")
+    shown = imgnet("predict", *words, cwd=tmp_path)
+    rows = [line.split() for line in shown.stdout.splitlines() if line.startswith("  complete ")]
+    assert [row[1:3] for row in rows] == [
+        [averaging, cluster] for averaging in ("every_step", "streaming_diloco") for cluster in ("8xA40", "32xT4")
+    ]
+    assert {row[-1] for row in rows} <= {"computation", "bandwidth", "latency", "stragglers"}
+
+
 def test_given_images_per_second_bound_what_is_predicted(tmp_path: Path) -> None:
     words = ("topology=ring", "cluster=8xA40", "data=synthetic", "--num-train", "1281167", "--images-per-s", "100")
     done = imgnet("predict", *words, "--json", cwd=tmp_path)

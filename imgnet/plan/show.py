@@ -53,20 +53,27 @@ def show(predictions: Sequence[Prediction], about: str, console: Console | None 
         about: where the computation comes from.
         console: the terminal.
     """
-    console = console or Console(width=None if Console().is_terminal else 160)
+    console = console or Console(width=None if Console().is_terminal else 180)
     table = Table(box=box.SIMPLE_HEAD, title=f"predicted, not measured; computation: {about}", title_style="")
-    for name in ("topology", "averaging", "cluster"):
-        table.add_column(name, min_width=max(len(getattr(prediction, name)) for prediction in predictions))
+    names = _names(predictions)
+    for name in names:
+        table.add_column(name, no_wrap=True)
     for name in ("workers", "images each", "predicted s/step", "epoch", "run", "images/s"):
         table.add_column(name, justify="right")
     for name in ("computing ms", "latency", "bandwidth", "stragglers", "hidden %"):
         table.add_column(name, justify="right")
     table.add_column("limited by", no_wrap=True)
     for prediction in predictions:
-        table.add_row(*_cells(prediction))
+        table.add_row(*(getattr(prediction, name) for name in names), *_cells(prediction))
     console.print(table)
     if any(prediction.is_bound for prediction in predictions):
         console.print(BOUND_NOTE, highlight=False)
+
+
+def _names(predictions: Sequence[Prediction]) -> list[str]:
+    """What tells the runs apart; how they average only where some do not in every step."""
+    differ = any(prediction.averaging != "every_step" for prediction in predictions)
+    return ["topology", *["averaging"] * differ, "cluster"]
 
 
 def show_comparison(fit: Fit, console: Console | None = None) -> None:
@@ -97,9 +104,6 @@ def _cells(prediction: Prediction) -> list[str]:
     hidden = prediction.hidden
     parts = (prediction.computation_s, prediction.latency_s, prediction.bandwidth_s, prediction.stragglers_s)
     return [
-        prediction.topology,
-        prediction.averaging,
-        prediction.cluster,
         f"{prediction.num_workers:,}",
         f"{prediction.images_per_worker:,}",
         f"{'≥ ' * prediction.is_bound}{prediction.step_s:.4g}",
