@@ -216,13 +216,13 @@ def _parts(setting: Setting, phase: Phase | None, num_steps: int) -> _Parts:
     network, world_size = setting.network, setting.layout.world_size
     period = 1 if phase is None else phase.period(num_steps)
     num_steps = max(num_steps, 2 * period)
+    fewest = FEWEST_STEPS if phase is None else max(FEWEST_STEPS, 2 * phase.rhythm.num_steps)
     even = np.ones((max(2 * period, min(num_steps, max(FEWEST_STEPS, 3 * period))), world_size))
     uneven = setting.stragglers.draw(num_steps, world_size) if setting.stragglers.are_any else even
 
     def step_s(links: Network, factors: NDArray[np.float64]) -> tuple[float, bool]:
         method, work = method_and_work(setting, phase, links)
-        yields, fewest = links.collectives_yield, max(FEWEST_STEPS, 2 * period)
-        timeline = replay(method, work, factors, collectives_yield=yields, fewest_steps=fewest)
+        timeline = replay(method, work, factors, collectives_yield=links.collectives_yield, fewest_steps=fewest)
         return timeline.settled_step_s(period), timeline.is_bound
 
     pure, _ = step_s(network.without_cost(), even)
