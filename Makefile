@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slurm lint types lock
+.PHONY: quickstart test test-slurm test-gpu lint types lock
 
 quickstart: .venv/installed
 	$(BIN)/python run.py +experiments=quickstart
@@ -16,6 +16,12 @@ test: .venv/installed lint types
 # A real Slurm on this machine: the Debian packages slurm-wlm and munge. Some six minutes.
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest -m slurm
+
+# Where there is a GPU; with several also those of NCCL.
+test-gpu: .venv/installed
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; \
+	then $(BIN)/python -m pytest -m gpu; \
+	else echo "no GPU: skipped"; fi
 
 lint: .venv/installed
 	$(BIN)/ruff check .

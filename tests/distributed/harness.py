@@ -20,6 +20,7 @@ def on_workers(
     *arguments: Any,
     workers_per_node: int | None = None,
     timeout_s: float = TIMEOUT_S,
+    use_gpu: bool = False,
 ) -> list[Any]:
     """Call ``function(runtime, *arguments)`` on every worker, and return what each returned, by rank.
 
@@ -30,6 +31,7 @@ def on_workers(
         arguments: what the function gets after its runtime.
         workers_per_node: for the division into nodes that the workers are told.
         timeout_s: how long they may take.
+        use_gpu: a GPU for each, and NCCL.
     """
     prefer_loopback()
     context = multiprocessing.get_context("forkserver")
@@ -39,7 +41,9 @@ def on_workers(
     for rank in range(world_size):
         receiving, sending = context.Pipe(duplex=False)
         placement = Placement(rank, world_size, rank % per_node, per_node)
-        process = context.Process(target=_work, args=(sending, placement, folder / "store", function, arguments))
+        process = context.Process(
+            target=_work, args=(sending, placement, use_gpu, folder / "store", function, arguments)
+        )
         process.start()
         sending.close()
         pipes.append(receiving)
@@ -53,10 +57,15 @@ def on_workers(
 
 
 def _work(
-    sending: connection.Connection, placement: Placement, store: Path, function: Callable[..., Any], arguments: tuple
+    sending: connection.Connection,
+    placement: Placement,
+    use_gpu: bool,
+    store: Path,
+    function: Callable[..., Any],
+    arguments: tuple,
 ) -> None:
     try:
-        with joined(placement, use_gpu=False, store_file=store, timeout_min=TIMEOUT_S / 60) as runtime:
+        with joined(placement, use_gpu=use_gpu, store_file=store, timeout_min=TIMEOUT_S / 60) as runtime:
             result = function(runtime, *arguments)
         # Plain pickle copies tensors; a connection's own would share memory with a process that is about to end.
         sending.send((pickle.dumps(result), None))
