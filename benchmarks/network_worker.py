@@ -115,11 +115,13 @@ def bucket_mb_of(method: str, task: dict[str, Any]) -> int:
     return task["bucket_mb"] or defaults.bucket_mb
 
 
-def make_strategy(case: Case, module: nn.Module, runtime: Runtime, bucket_mb: int) -> Strategy:
+def make_strategy(
+    case: Case, module: nn.Module, runtime: Runtime, bucket_mb: int, max_grad_norm: float | None = None
+) -> Strategy:
     """What the case is about, on new parameters."""
     common = {
         "num_accumulation_steps": 1,
-        "max_grad_norm": None,
+        "max_grad_norm": max_grad_norm,
         "scaler": LossScaler(runtime.device, enabled=False),
         "bucket_mb": bucket_mb,
     }
