@@ -1,9 +1,14 @@
-"""How long a user waits for ``--help`` and for a refusal, beside the least that Python with Hydra takes.
+"""How long a user waits for ``--help``, for a refusal and for workers, beside the least that Python with Hydra takes.
 
-python benchmarks/startup.py [--runs 5]
+python benchmarks/startup.py [--runs 5] [--workers 1 4 32]
+
+Of workers: from the command to the first epoch's line, less the time of that epoch; and the part of a core that the
+launching process uses while they train.
 """
 
 import argparse
+import os
+import re
 import statistics
 import subprocess
 import sys
@@ -11,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+WATCHED_S = 5.0
 RUN = str(Path(__file__).parents[1] / "run.py")
 COMMANDS = {
     "import hydra": [sys.executable, "-c", "import hydra"],
@@ -28,15 +34,54 @@ def seconds(command: list[str]) -> float:
         return time.perf_counter() - start
 
 
+def start_of(workers: int) -> tuple[float, float]:
+    """Seconds that workers on this machine take to start, and the launching process's share of a core."""
+    sizes = [f"data.num_train={16 * workers}", f"data.num_val={workers}", f"global_batch_size={8 * workers}"]
+    command = [sys.executable, RUN, "data=synthetic", "model=small_cnn", "topology=ring", "epochs=100000", *sizes]
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, f"cluster.cpu_workers_per_node={workers}"], cwd=folder, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stdout is not None
+            line = next(line for line in process.stdout if line.startswith("epoch"))
+            seconds = time.perf_counter() - start
+            found = re.search(r"([\d.]+) s$", line.strip())
+            assert found is not None, line
+            return seconds - float(found[1]), cpu_share(process.pid)
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def cpu_share(pid: int) -> float:
+    """Of a core, over some seconds."""
+    start, before = time.perf_counter(), cpu_seconds(pid)
+    time.sleep(WATCHED_S)
+    return (cpu_seconds(pid) - before) / (time.perf_counter() - start)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of all threads of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     """Print the median of each command, and its ratio to the first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args().runs
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 32])
+    options = parser.parse_args()
+    runs = options.runs
     medians = {name: statistics.median(seconds(command) for _ in range(runs)) for name, command in COMMANDS.items()}
     least = medians["import hydra"]
     for name, median in medians.items():
         print(f"{name:52s} {median:5.2f} s   {median / least:4.1f} x")
+    for workers in options.workers:
+        start_s, share = start_of(workers)
+        print(f"{f'{workers} workers have started':52s} {start_s:5.2f} s   launching process: {share:.1%} of a core")
 
 
 if __name__ == "__main__":
