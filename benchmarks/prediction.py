@@ -84,10 +84,10 @@ def main(
 def predict(result: Result, parts: dict[str, Any], task: dict[str, Any]) -> float:
     """Seconds per step of the steps that were measured, from the link and the computation alone."""
     case, link = result.case, Link(**parts["link"])
-    links = Links(HOSTS, 1, link, link, all_reduce=GroupAlgorithm.ring, collectives_yield=True)
+    links = Links(HOSTS, 1, link, link, all_reduce=GroupAlgorithm.ring, kinds_take_turns=True)
     method, work = _method_and_work(case, _computation(parts), links, bucket_mb_of(case.method, task))
     factors = _factors(case, WARM_UP_STEPS + task["steps"])
-    return replay_each(method, work, factors, collectives_yield=True).step_s(WARM_UP_STEPS)
+    return replay_each(method, work, factors, kinds_take_turns=True).step_s(WARM_UP_STEPS)
 
 
 def _computation(parts: dict[str, Any]) -> Computation:

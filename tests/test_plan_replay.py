@@ -226,17 +226,23 @@ def test_updates_may_follow_the_backward_pass() -> None:
         assert (first, second) == (("CSSCSSC", "CWSSCWSSC") if not follow else ("CCCSSSS", "CCCWSSWSS"))
 
 
-def test_a_collective_gives_way_where_connections_are_shared() -> None:
-    """All together and pairs by turns: the pairs' messages overtake what is left of the collective."""
-    sizes, shares = [200.0] * 4, [0.4, 0.6, 0.8, 1.0]
-    links, rounds = network(4), [[{"ranks": [0, 1, 2, 3]}], [{"ranks": [0, 1]}, {"ranks": [2, 3]}]]
-    method = gossip("custom", links, sizes, rounds=rounds)
-    fair, given_way = (
-        replay_each(method, work(shares), even(24, 4), collectives_yield=yields).settled_step_s(2)
-        for yields in (False, True)
+def test_kinds_take_turns_where_connections_are_shared() -> None:
+    """All together and pairs by turns, at once each has half of a link, in turn the first goes first."""
+    sizes, shares = [1000.0], [1.0]
+    links, rounds = (
+        replace(network(4), between=Link(0.0, RATE)),
+        [[{"ranks": [0, 1, 2, 3]}], [{"ranks": [0, 1]}, {"ranks": [2, 3]}]],
     )
-    assert fair == pytest.approx(PASS_S + UPDATE_S), "with its share all is hidden"
-    assert given_way > 1.1 * fair
+    method = gossip("custom", links, sizes * 2, rounds=rounds)
+    at_once, in_turn = (
+        replay_each(method, work(shares * 2, update_s=0.0), even(3, 4), kinds_take_turns=turns).end_s[:, 0]
+        for turns in (False, True)
+    )
+    # By hand. Step 0 ends at 1 s and sends two buckets to all, 1.5 s each: through at 2.5 and 4. The first is due at
+    # 2 s; then at 2.5 its pair's message begins, 1 s. In turn it waits for the second bucket until 4; at once it has
+    # half of the link from 2.5 to 4.5, when the other one has 0.5 s left, for itself until 5.
+    assert in_turn[1:3] == pytest.approx([1.0, 4.0])
+    assert at_once[1:3] == pytest.approx([1.0, 5.0])
 
 
 def in_rhythm(links: Network, sizes: Sequence[float], rhythm: Rhythm, name: str = "complete") -> Method:

@@ -30,7 +30,7 @@ def network_of(cluster: ClusterConfig, layout: Layout) -> Network:
         nics_per_node=described.nics_per_node,
         # On a CPU gloo carries the messages.
         all_reduce=described.all_reduce if layout.use_gpu else GroupAlgorithm.ring,
-        collectives_yield=not layout.use_gpu,
+        kinds_take_turns=not layout.use_gpu,
     )
 
 

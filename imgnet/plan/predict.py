@@ -222,7 +222,7 @@ def _parts(setting: Setting, phase: Phase | None, num_steps: int) -> _Parts:
 
     def step_s(links: Network, factors: NDArray[np.float64]) -> tuple[float, bool]:
         method, work = method_and_work(setting, phase, links)
-        timeline = replay(method, work, factors, collectives_yield=links.collectives_yield, fewest_steps=fewest)
+        timeline = replay(method, work, factors, kinds_take_turns=links.kinds_take_turns, fewest_steps=fewest)
         return timeline.settled_step_s(period), timeline.is_bound
 
     pure, _ = step_s(network.without_cost(), even)

@@ -1,7 +1,8 @@
 """The replay for few workers: one event after the other, with flows that share links as they do.
 
 A flow moves at the rate that its busiest end leaves it: where two rounds are on a lane at once, each has half. Flows
-between the same workers go one after the other.
+between the same workers go one after the other. Where kinds take turns, a worker begins what it sends in the order in
+which it is ready: a collective not before the pairs' messages are through that came before it, nor these before that.
 """
 
 import heapq
@@ -23,9 +24,9 @@ NEGLIGIBLE_S = 1e-12
 """Work that is left by rounding."""
 
 
-def replay_events(script: Script, factors: Times, *, collectives_yield: bool) -> tuple[Times, Times]:
+def replay_events(script: Script, factors: Times, *, kinds_take_turns: bool) -> tuple[Times, Times]:
     """See :func:`imgnet.plan.timeline.replay.replay`. Returns the ends of steps and the waits."""
-    return _World(script, factors, collectives_yield=collectives_yield).run()
+    return _World(script, factors, kinds_take_turns=kinds_take_turns).run()
 
 
 class _Transfer:
@@ -55,18 +56,45 @@ class _Worker:
         self.waits_since = 0.0
 
 
+class _Turns:
+    """What a worker has begun and put off, as ``imgnet.parallel.wire.processes`` does."""
+
+    def __init__(self) -> None:
+        self._of_collectives = False
+        self._begun: set[Send] = set()
+        self._put_off: deque[tuple[Send, bool]] = deque()
+
+    def begin(self, send: Send, is_collective: bool) -> list[Send]:
+        """What begins now that this one is ready."""
+        self._put_off.append((send, is_collective))
+        return self._next()
+
+    def through(self, send: Send) -> list[Send]:
+        """What begins now that this one is through."""
+        self._begun.discard(send)
+        return self._next()
+
+    def _next(self) -> list[Send]:
+        beginning = []
+        while self._put_off and (not self._begun or self._put_off[0][1] == self._of_collectives):
+            send, self._of_collectives = self._put_off.popleft()
+            self._begun.add(send)
+            beginning.append(send)
+        return beginning
+
+
 class _World:
     """All workers and flows at a moment."""
 
-    def __init__(self, script: Script, factors: Times, *, collectives_yield: bool) -> None:
+    def __init__(self, script: Script, factors: Times, *, kinds_take_turns: bool) -> None:
         self._script = script
         self._factors = factors
-        self._yields = collectives_yield
         self._steps: list[list[Action]] = []
         num_steps, world_size = factors.shape
         self._ends = np.zeros((num_steps + 1, world_size))
         self._waits = np.zeros((num_steps, world_size))
         self._workers = [_Worker(rank, self._actions(), factors[0, rank]) for rank in range(world_size)]
+        self._turns = [_Turns() for _ in range(world_size)] if kinds_take_turns else None
         self._posted: dict[Send, dict[int, _Transfer]] = {}
         self._open: dict[Send, list[int]] = {}
         """Flows that are not through, for each worker."""
@@ -137,7 +165,19 @@ class _World:
         if send not in self._open:
             self._open[send] = [len(traffic.of_rank.get(rank, ())) for rank in range(traffic.world_size)]
             self._posted[send] = {}
-        for place in traffic.of_rank.get(rank, ()):
+        places = traffic.of_rank.get(rank, ())
+        if places:
+            is_collective = traffic.flows[places[0]].is_collective
+            self._begin_all(self._turns[rank].begin(send, is_collective) if self._turns else [send], rank)
+
+    def _begin_all(self, sends: list[Send], rank: int) -> None:
+        for send in sends:
+            self._join(send, rank)
+
+    def _join(self, send: Send, rank: int) -> None:
+        """A worker takes part in its flows of an exchange from now on."""
+        traffic = send.exchange.traffic
+        for place in traffic.of_rank[rank]:
             transfer = self._posted[send].get(place)
             if transfer is None:
                 transfer = self._posted[send][place] = _Transfer(send, traffic.flows[place])
@@ -171,6 +211,8 @@ class _World:
     def _through(self, send: Send, ranks: tuple[int, ...]) -> None:
         for rank in ranks:
             self._open[send][rank] -= 1
+            if self._turns and not self._open[send][rank]:
+                self._begin_all(self._turns[rank].through(send), rank)
             if send in self._workers[rank].waiting_for:
                 self._try_to_go_on(self._workers[rank])
 
@@ -178,15 +220,9 @@ class _World:
         """Give every flow that shares a lane with ``changed`` its new rate."""
         concerned = {id(other): other for lane in changed.lanes for other in self._active[lane]}
         for transfer in concerned.values():
-            rate = min(self._share(transfer, self._active[lane]) for lane in transfer.lanes)
+            rate = min(1.0 / len(self._active[lane]) for lane in transfer.lanes)
             if rate != transfer.rate or transfer.version == 0:
                 self._set_rate(transfer, rate)
-
-    def _share(self, transfer: _Transfer, active: list[_Transfer]) -> float:
-        if not self._yields or len(active) == 1:
-            return 1.0 / len(active)
-        first = [other for other in active if not other.flow.is_collective] or active
-        return 1.0 / len(first) if transfer in first else 0.0
 
     def _set_rate(self, transfer: _Transfer, rate: float) -> None:
         transfer.left = max(0.0, transfer.left - transfer.rate * (self._now - transfer.since))
@@ -194,5 +230,5 @@ class _World:
         transfer.version += 1
         if transfer.left <= NEGLIGIBLE_S:
             self._at(self._now, transfer, transfer.version)
-        elif rate > 0:
+        else:
             self._at(self._now + transfer.left / rate, transfer, transfer.version)

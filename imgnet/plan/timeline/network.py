@@ -41,8 +41,8 @@ class Network:
         between: one interface of a node; its latency is that from a worker of one node to one of another.
         nics_per_node: interfaces of a node.
         all_reduce: how a group of workers is summed.
-        collectives_yield: a collective, whose messages follow one another, lets all messages between pairs go first
-            that are under way at the same time. So gloo does, which sends both over the same connections.
+        kinds_take_turns: messages between pairs begin when the collectives are through that a worker started before
+            them, and these when those are. So the engine has it where gloo sends both over the same connections.
     """
 
     num_nodes: int
@@ -51,7 +51,7 @@ class Network:
     between: Link
     nics_per_node: int = 1
     all_reduce: GroupAlgorithm = GroupAlgorithm.auto
-    collectives_yield: bool = False
+    kinds_take_turns: bool = False
 
     @property
     def world_size(self) -> int:

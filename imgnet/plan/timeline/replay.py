@@ -48,7 +48,7 @@ def replay(
     work: Work,
     factors: NDArray[np.float64],
     *,
-    collectives_yield: bool = False,
+    kinds_take_turns: bool = False,
     fewest_steps: int = FEWEST_STEPS,
 ) -> Timeline:
     """Carry out as many steps as ``factors`` has rows, fewer where each event has to be looked at.
@@ -63,18 +63,18 @@ def replay(
         work: of a worker of factor 1.
         factors: by how much longer each worker computes its forward and backward pass in each step,
             ``[steps, workers]``.
-        collectives_yield: see :class:`imgnet.plan.timeline.network.Network`.
+        kinds_take_turns: see :class:`imgnet.plan.timeline.network.Network`.
         fewest_steps: of which a mean says something; fewer are not replayed event by event.
     """
     end_s, wait_s, was_contended = replay_together(Script(method, work), factors)
     affordable = MOST_EVENTS // (factors.shape[1] * len(work.update_s))
     if was_contended and affordable >= fewest_steps:
-        return replay_each(method, work, factors[:affordable], collectives_yield=collectives_yield)
+        return replay_each(method, work, factors[:affordable], kinds_take_turns=kinds_take_turns)
     return Timeline(end_s, wait_s, is_bound=was_contended)
 
 
 def replay_each(
-    method: Method, work: Work, factors: NDArray[np.float64], *, collectives_yield: bool = False
+    method: Method, work: Work, factors: NDArray[np.float64], *, kinds_take_turns: bool = False
 ) -> Timeline:
     """The same event by event, whatever it costs."""
-    return Timeline(*replay_events(Script(method, work), factors, collectives_yield=collectives_yield))
+    return Timeline(*replay_events(Script(method, work), factors, kinds_take_turns=kinds_take_turns))
