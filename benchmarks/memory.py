@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.network import Case
-from benchmarks.network_worker import NUM_PARAMETERS, SGD, PacedResNet50, bucket_mb_of, make_strategy
+from benchmarks.network_worker import NUM_PARAMETERS, SGD, PacedResNet50, configuration, make_strategy
 from imgnet.checkpoint.manifest import Manifest
 from imgnet.checkpoint.writer import Writer
-from imgnet.config import DataBackend, DataConfig, DataKind
+from imgnet.config import DataBackend, DataConfig, DataKind, RunConfig
 from imgnet.data.loader import build_train_loader
 from imgnet.data.sources import digits
 from imgnet.parallel.strategy import Strategy
@@ -80,10 +80,9 @@ def _resident_mb(which: str) -> float:
     return int(next(line.split()[1] for line in lines if line.startswith(f"{which}:"))) * 1024 / 1e6
 
 
-def trained(runtime: Runtime, method: str, wire: str, max_grad_norm: float | None) -> Strategy:
+def trained(runtime: Runtime, config: RunConfig) -> Strategy:
     """A strategy after some steps, one round of every kind among them."""
-    case = Case(method, wire, straggler=False)
-    strategy = make_strategy(case, PacedResNet50(), runtime, bucket_mb_of(method, {"bucket_mb": None}), max_grad_norm)
+    strategy = make_strategy(config, PacedResNet50(), runtime)
     images, targets = torch.zeros(1, 3, 8, 8), torch.zeros(1)
     for step in range(STEPS):
         strategy.step(images, targets, SGD.lr, step)
@@ -95,7 +94,8 @@ def engine_mb(runtime: Runtime, method: str, wire: str, max_grad_norm: float | N
     """Parameters, optimizer, gradients and messages."""
     torch.set_num_threads(1)
     kept: list[Strategy] = []
-    peak = peak_of(lambda: kept.append(trained(runtime, method, wire, max_grad_norm)))
+    config = configuration(Case(method, wire, straggler=False), None, max_grad_norm)
+    peak = peak_of(lambda: kept.append(trained(runtime, config)))
     for averaging in getattr(getattr(kept[0], "_method", None), "averagings", ()):
         averaging.settle()
     return peak

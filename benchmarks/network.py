@@ -30,6 +30,14 @@ from rich.table import Table
 
 HOSTS = 4
 METHODS = ("allreduce", "complete", "ring", "exp", "alternating-exp-ring")
+WAYS = {
+    "powersgd-4": ("topology=allreduce", "topology.compression=powersgd", "topology.powersgd_start_step=2"),
+    "local-8": ("topology=complete", "averaging=local", "averaging.every=8"),
+    "local-8-overlapped": ("topology=complete", "averaging=local", "averaging.every=8", "averaging.overlap=true"),
+    "diloco-50": ("topology=complete", "averaging=diloco", "averaging.every=50"),
+    "streaming-diloco-40": ("topology=complete", "averaging=streaming_diloco", "averaging.every=40"),
+}
+"""Methods that are more than a topology, each as one would ask for it; not measured unless named."""
 WIRES = ("fp32", "bf16")
 TIMEOUT_S = 1200
 CONGESTION_CONTROLS = ("cubic", "reno")
@@ -148,7 +156,9 @@ def main(
     steps: Annotated[int, typer.Option(help="Measured steps of each case, after two that are not.")] = 6,
     compute_s: Annotated[float, typer.Option(help="Time of a forward and a backward pass.")] = 2.3,
     bucket_mb: Annotated[int | None, typer.Option(help="Of all methods; as in a run where it is not given.")] = None,
-    methods: Annotated[str, typer.Option(help="Which, with commas.")] = ",".join(METHODS),
+    methods: Annotated[str, typer.Option(help=f"Which, with commas; beside those also {', '.join(WAYS)}.")] = ",".join(
+        METHODS
+    ),
     out: Annotated[Path | None, typer.Option(help="Results as JSON lines.")] = None,
 ) -> None:
     """Measure every method at every rate, and print the tables."""
@@ -156,6 +166,8 @@ def main(
     if os.geteuid() != 0:
         raise typer.BadParameter("network namespaces need root")
     cases = cases_of(methods.split(","))
+    if unknown := {case.method for case in cases} - {*METHODS, *WAYS}:
+        raise typer.BadParameter(f"--methods {', '.join(sorted(unknown))}: known are {', '.join((*METHODS, *WAYS))}")
     results: list[Result] = []
     with Network() as network:
         for rate in rates:
@@ -169,9 +181,19 @@ def main(
 
 
 def cases_of(methods: Sequence[str]) -> list[Case]:
-    """Each method with each kind of message, then each with a slow worker."""
+    """Each method with each kind of message that it has, then each that averages in every step with a slow worker."""
     plain = [Case(method, wire, straggler=False) for method, wire in product(methods, WIRES)]
-    return plain + [Case(method, "fp32", straggler=True) for method in methods]
+    plain = [case for case in plain if case.wire == "fp32" or not case.method.startswith("powersgd")]
+    return plain + [Case(method, "fp32", straggler=True) for method in methods if method not in WAYS]
+
+
+def overrides_of(case: Case) -> list[str]:
+    """What one would type for a run of this kind."""
+    of_method = WAYS.get(case.method, (f"topology={case.method}",))
+    if case.wire == "fp32":
+        return [*of_method]
+    is_allreduce = "topology=allreduce" in of_method
+    return [*of_method, f"topology.{'compression' if is_allreduce else 'wire_dtype'}={case.wire}"]
 
 
 def run_on_hosts(network: Network, cases: Sequence[Case], settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,27 +14,31 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torchvision.models import resnet50
 
-from benchmarks.network import HOSTS, Case, Result, address
-from imgnet.config import AllReduceConfig, DecentralizedConfig, SgdConfig, WireDtype
+from benchmarks.network import HOSTS, Case, Result, address, overrides_of
+from imgnet.config import AllReduceConfig, Compression, DecentralizedConfig, RunConfig, SgdConfig
 from imgnet.optim.factory import build_optimizer
-from imgnet.optim.loss_scale import LossScaler
-from imgnet.parallel.allreduce import AllReduce
+from imgnet.parallel.averaging.registry import way_of
+from imgnet.parallel.averaging.rhythm import Rhythm
+from imgnet.parallel.build import build_strategy
 from imgnet.parallel.collectives import sum_over_workers
 from imgnet.parallel.decentralized import Decentralized
 from imgnet.parallel.strategy import Strategy
-from imgnet.parallel.topology import Schedule, build_topology, bytes_per_step
+from imgnet.parallel.topology import all_reduce_bytes, build_topology, bytes_per_step
+from imgnet.plan.compose import composed_runs
 from imgnet.plan.computation import Computation
 from imgnet.plan.measure import measure_passes, measure_updates
 from imgnet.plan.measure_network import as_values, measure_network
 from imgnet.plan.timeline.buckets import Gradient
+from imgnet.results.pictures.traffic import powersgd_values
 from imgnet.runtime import Runtime
 
 PORT = 29_500
 WORKERS_PER_NODE = 2
 WARM_UP_STEPS = 2
+MANY = 1_000_000
+"""Steps of an epoch, more than anybody makes here."""
 NUM_MEASURED_PASSES = 4
 NUM_MEASURED_UPDATES = 10
 SHARE_OF_FORWARD = 1 / 3
@@ -85,14 +89,19 @@ class _PacedLayer(torch.autograd.Function):
         return None, grads[0], *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
 
 
+def shapes_of_resnet50() -> list[list[tuple[int, ...]]]:
+    """Of the parameters, layer by layer."""
+    with torch.device("meta"):
+        shapes = [[tuple(p.shape) for p in layer.parameters(recurse=False)] for layer in resnet50().modules()]
+    return [layer for layer in shapes if layer]
+
+
 class PacedResNet50(nn.Module):
     """The parameters of ResNet-50, layer by layer; a stated time instead of a computation."""
 
     def __init__(self) -> None:
         super().__init__()
-        with torch.device("meta"):
-            shapes = [[p.shape for p in layer.parameters(recurse=False)] for layer in resnet50().modules()]
-        layers = [[nn.Parameter(0.05 * torch.randn(shape)) for shape in layer] for layer in shapes if layer]
+        layers = [[nn.Parameter(0.05 * torch.randn(shape)) for shape in layer] for layer in shapes_of_resnet50()]
         self.layers: Any = nn.ModuleList(nn.ParameterList(layer) for layer in layers)
         self.pace = Pace(len(layers))
 
@@ -115,37 +124,47 @@ def bucket_mb_of(method: str, task: dict[str, Any]) -> int:
     return task["bucket_mb"] or defaults.bucket_mb
 
 
-def make_strategy(
-    case: Case, module: nn.Module, runtime: Runtime, bucket_mb: int, max_grad_norm: float | None = None
-) -> Strategy:
+def configuration(case: Case, bucket_mb: int | None, max_grad_norm: float | None = None) -> RunConfig:
+    """Of a run of this case."""
+    sizes = [] if bucket_mb is None else [f"topology.bucket_mb={bucket_mb}"]
+    clipping = [] if max_grad_norm is None else [f"max_grad_norm={max_grad_norm}"]
+    (config,) = composed_runs([*overrides_of(case), *sizes, *clipping])
+    return config
+
+
+def make_strategy(config: RunConfig, module: nn.Module, runtime: Runtime) -> Strategy:
     """What the case is about, on new parameters."""
-    common = {
-        "num_accumulation_steps": 1,
-        "max_grad_norm": max_grad_norm,
-        "scaler": LossScaler(runtime.device, enabled=False),
-        "bucket_mb": bucket_mb,
-    }
-    if case.method == "allreduce":
-        strategy = AllReduce(module, objective, lambda named: build_optimizer(named, SGD), runtime, **common)
-        if case.wire == "bf16":
-            strategy._parallel.register_comm_hook(None, bf16_compress_hook)  # for comparison; no run can ask for it
-        return strategy
-    schedule = Schedule.constant(build_topology(case.method, HOSTS, WORKERS_PER_NODE))
-    wire = WireDtype(case.wire)
-    make = lambda named: build_optimizer(named, SGD)  # noqa: E731
-    return Decentralized(module, objective, make, schedule, runtime, wire_dtype=wire, **common)
+    return build_strategy(config, module, objective, lambda named: build_optimizer(named, SGD), runtime, MANY)
+
+
+def rhythm_of(config: RunConfig) -> Rhythm:
+    """When averages come."""
+    find = way_of(config.averaging).rhythms
+    assert find is not None
+    *_, (_, rhythm) = find(config.averaging, config, lambda: MANY)
+    return rhythm
 
 
 def limit_s(case: Case, rate_mbit: int, compute_s: float) -> float:
     """max(compute, bytes / bandwidth) of a step; the busiest worker of each round counts. Headers are left out."""
-    name = "complete" if case.method == "allreduce" else case.method
-    topology = build_topology(name, HOSTS, WORKERS_PER_NODE)
+    config = configuration(case, None)
+    wire_s = _bytes_of_step(config, case.wire) * 8 / (rate_mbit * 1e6)
+    return max(compute_s, wire_s)
+
+
+def _bytes_of_step(config: RunConfig, wire: str) -> float:
+    if isinstance(config.topology, AllReduceConfig):
+        values = NUM_PARAMETERS
+        if config.topology.compression is Compression.powersgd:
+            rank, rate = config.topology.powersgd_rank, config.topology.powersgd_min_compression_rate
+            values = sum(powersgd_values(shape, rank, rate) for layer in shapes_of_resnet50() for shape in layer)
+        return all_reduce_bytes(values * WIDTHS[wire], HOSTS)
+    topology = build_topology(config.topology.name, HOSTS, WORKERS_PER_NODE)
     longest = []
     for round_ in topology.rounds:
-        sent = bytes_per_step([round_], HOSTS, WORKERS_PER_NODE, NUM_PARAMETERS, WIDTHS[case.wire])
+        sent = bytes_per_step([round_], HOSTS, WORKERS_PER_NODE, NUM_PARAMETERS, WIDTHS[wire])
         longest.append((sent.within_node + sent.between_nodes).max())
-    wire_s = sum(longest) / len(longest) * 8 / (rate_mbit * 1e6)
-    return max(compute_s, wire_s)
+    return sum(longest) / len(longest) / rhythm_of(config).fragments.every
 
 
 def slow_ranks() -> Iterator[int]:
@@ -156,10 +175,13 @@ def slow_ranks() -> Iterator[int]:
 
 
 def measure(case: Case, runtime: Runtime, task: dict[str, Any]) -> Result:
-    """Steps of one case. Collective."""
+    """Steps of one case, whole intervals between averages. Collective."""
     torch.manual_seed(0)
     module = PacedResNet50()
-    strategy = make_strategy(case, module, runtime, bucket_mb_of(case.method, task))
+    config = configuration(case, task["bucket_mb"])
+    strategy = make_strategy(config, module, runtime)
+    interval = rhythm_of(config).num_steps
+    num_steps = -(-task["steps"] // interval) * interval
     draw = slow_ranks()
     images, targets = torch.zeros(1, 3, 8, 8), torch.zeros(1)
 
@@ -172,14 +194,14 @@ def measure(case: Case, runtime: Runtime, task: dict[str, Any]) -> Result:
         step(number)
     strategy.communication_wait_s()  # no barrier: it would let messages arrive that nobody is charged for
     sent_before, start = _bytes_sent(), time.perf_counter()
-    for number in range(task["steps"]):
+    for number in range(num_steps):
         step(WARM_UP_STEPS + number)
     seconds, sent = time.perf_counter() - start, _bytes_sent() - sent_before
     measured = [seconds, strategy.communication_wait_s(), sent / 1e6]
     if isinstance(strategy, Decentralized):
         for averaging in strategy._method.averagings:  # nothing may be under way when the next case begins
             averaging.settle()
-    means = [total / HOSTS / task["steps"] for total in sum_over_workers(measured, runtime.device)]
+    means = [total / HOSTS / num_steps for total in sum_over_workers(measured, runtime.device)]
     rate = task["rate_mbit"]
     return Result(case, rate, *means, limit_s=limit_s(case, rate, task["compute_s"]))
 

@@ -4,8 +4,9 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,9 @@ from imgnet.plan.cli import app as plan_app
 from imgnet.refuse import refuse, refuse_without_directory
 from imgnet.results.cli import app as results_app
 from imgnet.tracking.cli import app as tracking_app
+
+if TYPE_CHECKING:
+    from imgnet.results.pictures.traffic import Size
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data_app, name="data", help="Prepare images: from archives to tar shards.")
@@ -132,14 +136,15 @@ def show_topology(
 ) -> None:
     """Print rounds, mixing matrices, how fast workers come together, and what each sends in a step."""
     from imgnet.parallel.topology import build_topology
+    from imgnet.plan.compose import rhythms_as_published
     from imgnet.results.pictures import topologies
 
     try:
         topology = build_topology(name, world_size, workers_per_node or world_size, **_options(option or []))
-        size = topologies.Size(*_num_parameters(model, num_parameters))
+        size = _size(model, num_parameters)
     except ValueError as error:
         refuse(str(error))
-    topologies.show_topology(topology, size)
+    topologies.show_topology(topology, size, rhythms_as_published())
     if png is not None:
         from imgnet.results.pictures.topology_picture import draw
 
@@ -162,15 +167,17 @@ def _options(written: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in options.items()}
 
 
-def _num_parameters(model: str | None, num_parameters: int | None) -> tuple[int, str]:
+def _size(model: str | None, num_parameters: int | None) -> "Size":
+    from imgnet.results.pictures.traffic import Size
+
     if model is not None and num_parameters is not None:
         raise ValueError("give --model or --num-parameters, not both")
     if num_parameters is not None:
         if num_parameters < 1:
             raise ValueError(f"--num-parameters {num_parameters}: at least 1 is needed")
-        return num_parameters, "as given"
+        return Size(num_parameters, "as given")
     if model is None:
-        return NUM_PARAMETERS_OF_RESNET50, "ResNet-50"
+        return Size(NUM_PARAMETERS_OF_RESNET50, "ResNet-50")
     import torch
 
     from imgnet.config import ModelConfig
@@ -178,7 +185,8 @@ def _num_parameters(model: str | None, num_parameters: int | None) -> tuple[int,
 
     with torch.device("meta"):
         built = build_model(ModelConfig(model), 1000, device=torch.device("meta"), channels_last=False)
-    return sum(parameter.numel() for parameter in built.parameters() if parameter.requires_grad), model
+    shapes = tuple(tuple(parameter.shape) for parameter in built.parameters() if parameter.requires_grad)
+    return Size(sum(map(prod, shapes)), model, shapes)
 
 
 def _existing(paths: list[Path]) -> list[Path]:

@@ -349,7 +349,8 @@ class Loop:
         self.watch.rest()
         num_steps = (progress.step - 1) % self.steps_per_epoch + 1
         # Waits for the device and for the last step of all workers, which belongs to the training time.
-        (loss,) = sum_over_workers([float(progress.loss_sum.double().sum())], self.runtime.device)
+        sums = [float(progress.loss_sum.double().sum()), sum(member.sent_bytes for member in self.members)]
+        loss, sent_bytes = sum_over_workers(sums, self.runtime.device)
         seconds = progress.epoch_time_s + time.perf_counter() - start
         progress.train_time_s += seconds
         progress.epoch_time_s = 0.0
@@ -361,6 +362,7 @@ class Loop:
             "train_time_s": progress.train_time_s,
             "images_per_s": num_steps * self.config.global_batch_size / seconds,
             "lr": self._learning_rate(progress.step - 1),
+            "sent_mb": round(sent_bytes / self.runtime.num_workers) / 1e6,
         }
         is_due = row["epoch"] % self.config.evaluate_every_epochs == 0 or progress.step >= self.num_steps
         return row | self._evaluate(row) if is_due else row
@@ -492,7 +494,10 @@ class Loop:
             member.module.load_state_dict(average)
         if different:
             return f"its averaged model, from step 0, for the settings differ: {'; '.join(different)}"
-        written = Progress(**read_worker(folder, 0)["progress"])
+        of_first = read_worker(folder, 0)
+        for member in self.members:
+            member.go_on_from(of_first.get("sent_bytes", 0.0))
+        written = Progress(**of_first["progress"])
         self.progress.step = manifest.step - manifest.step % self.steps_per_epoch
         self.progress.train_time_s, self.progress.best_acc1 = written.train_time_s, written.best_acc1
         return (

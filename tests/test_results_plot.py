@@ -174,7 +174,7 @@ def test_styles_can_be_told_apart_without_colour() -> None:
     ("words", "line"),
     [
         (["-o", "a.jpeg"], "--out a.jpeg: the picture must end in .png, .pdf, .svg"),
-        (["--x", "hour"], "--x hour: it is one of epoch, step, time, predicted_time"),
+        (["--x", "hour"], "--x hour: it is one of epoch, step, time, predicted_time, sent"),
         (["--pareto", "money"], "--pareto money: it is time or bytes"),
     ],
 )

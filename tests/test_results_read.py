@@ -77,8 +77,8 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 )
 DAMAGES = {
     "a row cut short": ("metrics.csv", append("3,60,0.5,0.4,9"), "the last line is cut short and left out"),
-    "a row cut inside": ("metrics.csv", append("3,60,0.5\n"), "rows that have not 13 cells are left out"),
-    "words for numbers": ("metrics.csv", append(",".join(["x"] * 13) + "\n"), "cells that are no numbers are left out"),
+    "a row cut inside": ("metrics.csv", append("3,60,0.5\n"), "rows that have not 14 cells are left out"),
+    "words for numbers": ("metrics.csv", append(",".join(["x"] * 14) + "\n"), "cells that are no numbers are left out"),
     "a missing column": ("metrics.csv", without_column("consensus_distance"), "no column consensus_distance"),
     "no metrics in metrics": (
         "metrics.csv",

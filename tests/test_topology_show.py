@@ -1,9 +1,11 @@
 """``imgnet topology show``: what it says, what it draws, what it refuses."""
 
+import math
 from pathlib import Path
 
 import pytest
 from matplotlib import pyplot as plt
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import _should_compress
 from typer.testing import CliRunner
 
 from imgnet.cli import app
@@ -11,6 +13,7 @@ from imgnet.parallel.topology import FAMILIES, build_topology
 from imgnet.parallel.topology.rounds import idle_round
 from imgnet.results.pictures import topology_picture
 from imgnet.results.pictures.topologies import describe_round, deviations
+from imgnet.results.pictures.traffic import powersgd_values
 
 RING = """\
     1/2 1/2   .   .
@@ -38,10 +41,33 @@ def test_rounds_matrices_and_bytes() -> None:
     ]
 
 
+def test_bytes_by_averaging() -> None:
+    """exp on 4: two pairs, one copy of 4 MB in a step; 8, 500, 12 and 100 steps are those of ``conf/averaging``."""
+    code, text = show("exp", "--world-size", "4", "--num-parameters", "1000000")
+    assert code == 0
+    lines = {
+        line.split("  ")[0]: line.split()[-2:] for line in map(str.strip, text.splitlines()) if line.count(" step")
+    }
+    wanted = {
+        "every_step": ["4.00", "2.00"], "adaptive": ["4.00", "2.00"], "local": ["0.50", "0.25"],
+        "diloco": ["0.01", "0.00"], "slowmo": ["0.33", "0.17"], "noloco": ["0.08", "0.04"],
+        "streaming_diloco": ["0.04", "0.02"], "gradients (topology=allreduce)": ["6.00", "3.00"],
+    }  # fmt: skip
+    assert {name: lines[name] for name in wanted} == wanted
+
+
+def test_powersgd_sends_what_torch_would() -> None:
+    for shape in ((64, 3, 7, 7), (512, 512, 3, 3), (10, 512), (3, 900), (64,), (8, 4), (1, 1)):
+        rows, columns = shape[0], math.prod(shape[1:])
+        is_small, whole, low = _should_compress(rows, columns, min(rows, columns, 4), 2.0)
+        assert powersgd_values(shape, 4, 2.0) == (low if is_small else whole)
+
+
 def test_a_model_by_its_name() -> None:
     code, text = show("complete", "--world-size", "4", "--model", "small_cnn")
     assert code == 0
     assert "(small_cnn)" in text
+    assert "gradients by PowerSGD of rank 4" in text
 
 
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"custom"}))

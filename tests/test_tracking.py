@@ -40,6 +40,7 @@ ROW = {
     "lr": 0.1,
     "eval_time_s": 0.5,
     "num_val_images": 360,
+    "sent_mb": 12.5,
 }
 
 

@@ -19,6 +19,7 @@ from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.average import float_buffers, standing_in
 from imgnet.parallel.compression import Compressor, all_workers
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
+from imgnet.parallel.topology import all_reduce_bytes
 from imgnet.profile.activity import Activity
 from imgnet.profile.spans import span
 from imgnet.runtime import Runtime
@@ -73,6 +74,9 @@ class AllReduce(Strategy):
         self._max_grad_norm = max_grad_norm
         self._scaler = scaler
         self._compressor = compressor
+        self._num_workers = runtime.num_workers
+        self._num_sums = 0
+        self._gradient_bytes = sum(parameter.nbytes for parameter in self._parameters)
         self._is_first_step, self._rehearses = True, False
         if compressor is not None:
             self._parallel.register_comm_hook(None, self._average)
@@ -86,6 +90,7 @@ class AllReduce(Strategy):
         if self._compressor is not None:
             self._compressor.begin_step(step)
         loss = self._accumulate_gradients(images, targets)
+        self._num_sums += 1
         with span(Activity.update):
             self._update()
         return loss
@@ -155,3 +160,10 @@ class AllReduce(Strategy):
     def communication_wait_s(self) -> float:
         """0: DDP waits inside its own backward pass and does not say how long."""
         return 0.0
+
+    @property
+    def sent_bytes(self) -> float:
+        """See :attr:`Strategy.sent_bytes`. What was given to all-reduces, times what a ring makes of it."""
+        plain = self._num_sums * self._gradient_bytes
+        given = plain if self._compressor is None else self._compressor.handed_over
+        return all_reduce_bytes(given, self._num_workers)

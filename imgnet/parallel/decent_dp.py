@@ -26,7 +26,7 @@ from imgnet.parallel.average import float_buffers, neighbour_distance, standing_
 from imgnet.parallel.averaging.consensus import ConsensusFactor
 from imgnet.parallel.collectives import broadcast_from_first
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
-from imgnet.parallel.topology import GroupRound, Topology
+from imgnet.parallel.topology import Group, GroupRound, Topology, all_reduce_bytes
 from imgnet.parallel.wire.processes import ProcessWire
 from imgnet.profile.activity import Activity
 from imgnet.profile.spans import span
@@ -75,6 +75,8 @@ class DecentDp(Strategy):
         self._wire = ProcessWire(runtime.device)
         self._optimizers: list[Optimizer] = []
         self._lr_of_last_step = 0.0
+        self._num_bytes = sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
+        self._sent_bytes = 0.0
         broadcast_from_first(list(module.buffers()))
         self._parallel = DecentralizedDataParallel(
             module,
@@ -105,6 +107,8 @@ class DecentDp(Strategy):
                 loss.backward()
             total += loss.detach()
         self._lr_of_last_step = lr
+        if isinstance(part := self._topology.round_at(step).part(self._rank), Group):
+            self._sent_bytes += all_reduce_bytes(self._num_bytes, len(part.ranks))
         return total
 
     @contextmanager
@@ -126,6 +130,11 @@ class DecentDp(Strategy):
     def communication_wait_s(self) -> float:
         """0: the package does not say how long it waits."""
         return 0.0
+
+    @property
+    def sent_bytes(self) -> float:
+        """See :attr:`Strategy.sent_bytes`. By the rounds; the package sends the first one's in the second step."""
+        return self._sent_bytes
 
 
 def _register(topology: Topology) -> str:

@@ -212,3 +212,8 @@ class Decentralized(Strategy):
     def communication_wait_s(self) -> float:
         """See :meth:`Strategy.communication_wait_s`."""
         return self._mixer.clock.take()
+
+    @property
+    def sent_bytes(self) -> float:
+        """See :attr:`Strategy.sent_bytes`. Counted when an average starts, with the padding between parameters."""
+        return sum(averaging.sent_bytes for averaging in self._method.averagings)

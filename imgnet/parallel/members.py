@@ -27,6 +27,16 @@ class Member:
         self.module = module
         self.strategy = strategy
         self._own_random = own_random
+        self._sent_before = 0.0
+
+    @property
+    def sent_bytes(self) -> float:
+        """What it has sent in the whole run, see :attr:`Strategy.sent_bytes`; a resume sends nothing that counts."""
+        return self._sent_before + self.strategy.sent_bytes
+
+    def go_on_from(self, sent_bytes: float) -> None:
+        """Count from here on, so many bytes having been sent before."""
+        self._sent_before = sent_bytes - self.strategy.sent_bytes
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -48,12 +58,18 @@ class Member:
         if strategy is None:
             return None
         random = random_state() if self._own_random is None else self._own_random
-        return {"model": self.module.state_dict(), "strategy": strategy, "random": random}
+        return {
+            "model": self.module.state_dict(),
+            "strategy": strategy,
+            "random": random,
+            "sent_bytes": self.sent_bytes,
+        }
 
     def restore(self, state: dict[str, Any], num_steps: int) -> None:
         """Go on as if the ``num_steps`` steps that led to ``state`` had just been made here. Collective."""
         self.module.load_state_dict(state["model"])
         self.strategy.restore(state["strategy"], num_steps)
+        self.go_on_from(state.get("sent_bytes", 0.0))
         if self._own_random is None:
             restore_random_state(state["random"])
         else:

@@ -72,6 +72,8 @@ class Averaging:
         self._transfers = transfers
         self._clock = clock
         self._under_way: Transfer | None = None
+        self.sent_bytes = 0.0
+        """Of all rounds that were started here."""
 
     def start(self, round_: Round) -> None:
         """Begin a round of the schedule, the same on all workers. The block must not change until the end.
@@ -83,6 +85,7 @@ class Averaging:
         if part is not None:
             self._under_way = self._transfers[part]
             self._under_way.start()
+            self.sent_bytes += self._under_way.num_bytes
 
     def settle(self) -> None:
         """Wait until no message is under way. What came is kept for ``finish``, and the block may change until then.

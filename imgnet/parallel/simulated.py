@@ -21,7 +21,7 @@ from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.decentralized import NUM_MEASURED_ROUNDS, Decentralized
 from imgnet.parallel.members import Member
 from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
-from imgnet.parallel.topology import Group, Neighbours, Round, Schedule
+from imgnet.parallel.topology import Group, Neighbours, Round, Schedule, all_reduce_bytes
 from imgnet.profile.activity import Activity
 from imgnet.profile.spans import span
 
@@ -67,6 +67,11 @@ class SimulatedDecentralized(Strategy):
         """0: nobody waits."""
         return 0.0
 
+    @property
+    def sent_bytes(self) -> float:
+        """See :attr:`Strategy.sent_bytes`; the mean of the workers, each of which counts its own."""
+        return sum(member.strategy.sent_bytes for member in self._members) / len(self._members)
+
 
 @final
 class SimulatedAllReduce(Strategy):
@@ -100,6 +105,8 @@ class SimulatedAllReduce(Strategy):
         self._objective = objective
         self._optimizer = make_optimizer(modules[0].named_parameters())
         self._parameters = [parameter for parameter in modules[0].parameters() if parameter.requires_grad]
+        self._num_sums = 0
+        self._gradient_bytes = sum(parameter.nbytes for parameter in self._parameters)
         self._num_accumulation_steps = num_accumulation_steps
         self._max_grad_norm = max_grad_norm
         self._scaler = scaler
@@ -111,6 +118,7 @@ class SimulatedAllReduce(Strategy):
         for member, some, labels in zip(self.members, images.chunk(number), targets.chunk(number), strict=True):
             with member.turn():
                 losses.append(self._accumulate_gradients(member.module, some, labels))
+        self._num_sums += 1
         with span(Activity.update):
             self._update(number)
         return torch.stack(losses)
@@ -150,6 +158,11 @@ class SimulatedAllReduce(Strategy):
     def communication_wait_s(self) -> float:
         """0: nobody waits."""
         return 0.0
+
+    @property
+    def sent_bytes(self) -> float:
+        """See :attr:`Strategy.sent_bytes`; what each of them would send."""
+        return all_reduce_bytes(self._num_sums * self._gradient_bytes, len(self._modules))
 
 
 def copies_of(module: Module, number: int, *, share_parameters: bool) -> list[Module]:

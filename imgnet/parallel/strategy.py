@@ -74,6 +74,14 @@ class Strategy(ABC):
         Waits for the device.
         """
 
+    @property
+    @abstractmethod
+    def sent_bytes(self) -> float:
+        """Bytes of the gradients or parameters that this worker has sent since this object was made, to train.
+
+        Evaluation, batch norm's statistics and flags are left out. Waits for nothing, and is not collective.
+        """
+
 
 class Average:
     """The averaged model, while it stands in the worker's place.

@@ -17,7 +17,7 @@ another than bf16 can tell.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import final
@@ -25,7 +25,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from imgnet.parallel.topology import Arrows, Group, Neighbours, Part
+from imgnet.parallel.topology import Arrows, Group, Neighbours, Part, all_reduce_bytes
 from imgnet.parallel.wire import Arrival, Message, Wire
 
 TILE = 2**20
@@ -94,6 +94,9 @@ class Lane:
 class Transfer(ABC):
     """The life of a round: ``start``, computation that leaves the block as it is, ``wait``, ``finish``."""
 
+    num_bytes: float
+    """What this worker sends in a round."""
+
     @abstractmethod
     def start(self) -> None:
         """Send the block as it is now. Returns at once."""
@@ -139,6 +142,7 @@ class PeerExchange(Transfer):
         self.received = [lane.buffer(f"received {place}", size, lane.dtype) for place in range(len(peers))]
         """What each peer sent, once ``wait`` has returned and until ``finish``."""
         messages = [Message(peer, self._sent, values) for peer, values in zip(peers, self.received, strict=True)]
+        self.num_bytes = _sent(messages)
         self._start = lane.wire.exchange(messages, lane.tag)
         self._arrival: Arrival | None = None
         self._tiles = _tiles(self._block, self._sent, *self.received)
@@ -199,6 +203,7 @@ class GroupAllReduce(Transfer):
         # A tensor: by a plain number CUDA multiplies with its reciprocal, which rounds twice.
         self._divisor = torch.tensor(float(self._size), device=lane.block.device)
         self._sum = lane.buffer("received 0", lane.block.numel(), lane.block.dtype)
+        self.num_bytes = all_reduce_bytes(self._sum.nbytes, self._size)
         self._start = lane.wire.all_reduce(self._sum, group.ranks)
         self._arrival: Arrival | None = None
 
@@ -258,6 +263,7 @@ class ShardedMean(Transfer):
         by_member = [(group.ranks[other], parts[other], row) for other, row in zip(others, rows, strict=True)]
         gathered = [Message(peer, self._own[theirs], row) for peer, theirs, row in by_member]
         scattered = [Message(peer, row, means[theirs]) for peer, theirs, row in by_member]
+        self.num_bytes = _sent([*gathered, *scattered])
         self._gather = lane.wire.exchange(gathered, lane.tag)
         self._scatter = lane.wire.exchange(scattered, lane.tag + 1)
         self._means_sent: Arrival | None = None
@@ -300,6 +306,10 @@ class ShardedMean(Transfer):
             taken = self._scratch.row(0, len(block)).copy_(means)
             taken.sub_(self._scratch.row(1, len(block)).copy_(own))
             block.add_(taken, alpha=self._gain)
+
+
+def _sent(messages: Iterable[Message]) -> int:
+    return sum(message.sent.nbytes for message in messages)
 
 
 def _exact(weight: float) -> float:

@@ -13,8 +13,10 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 import imgnet
-from imgnet.config import ClusterConfig, ConfigError, RunConfig, parse, register_schemas
+from imgnet.config import AveragingConfig, ClusterConfig, ConfigError, RunConfig, parse, register_schemas
 from imgnet.config.explain import explain
+from imgnet.parallel.averaging.registry import WAYS
+from imgnet.parallel.averaging.rhythm import Rhythm
 from imgnet.suggest import nearest
 
 CONF = Path(imgnet.__file__).parents[1] / "conf"
@@ -32,6 +34,16 @@ def composed_runs(overrides: Sequence[str]) -> list[RunConfig]:
             return [_composed(words) for words in _expanded(overrides)]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError([explain(error)]) from None
+
+
+def rhythms_as_published() -> dict[str, Rhythm]:
+    """When each way to average does so by the settings of its option in ``conf/averaging``, after any start."""
+    found = {}
+    for name, way in sorted(WAYS.items(), key=lambda named: named[0] != AveragingConfig.name):
+        if way.rhythms is not None:
+            (config,) = composed_runs([f"averaging={name}"])
+            *_, (_, found[name]) = way.rhythms(config.averaging, config, lambda: 1)
+    return found
 
 
 @cache  # for each run of a sweep the same

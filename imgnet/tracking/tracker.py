@@ -35,8 +35,12 @@ COLUMNS: tuple[str, ...] = (
     "lr",
     "eval_time_s",
     "num_val_images",
+    "sent_mb",
 )
-"""Columns of ``metrics.csv``. Accuracies in percent, times in seconds, images per second of all workers together."""
+"""Columns of ``metrics.csv``. Accuracies in percent, times in seconds, images per second of all workers together.
+
+``train_time_s`` and ``sent_mb``, in 10^6 bytes and the mean over workers, are of the run up to there.
+"""
 
 log = logging.getLogger("imgnet")
 

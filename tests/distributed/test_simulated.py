@@ -115,7 +115,7 @@ def test_simulated_workers_equal_processes(tmp_path: Path) -> None:
         for one, other in zip(last(found), last(wanted), strict=True):
             assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items()), name
         rows = [pd.read_csv(of / "metrics.csv") for of in (found, wanted)]
-        for column in ("train_loss", "val_loss", "val_acc1", "consensus_distance", "neighbour_distance"):
+        for column in ("train_loss", "val_loss", "val_acc1", "consensus_distance", "neighbour_distance", "sent_mb"):
             assert rows[0][column].tolist() == pytest.approx(rows[1][column].tolist(), rel=1e-5), (name, column)
     for name in ROUNDED:
         for one, other in zip(last(tmp_path / "simulated" / name), last(tmp_path / "real" / name), strict=True):

@@ -3,6 +3,7 @@
 from imgnet.parallel.topology.analysis import (
     SpectralGap,
     Traffic,
+    all_reduce_bytes,
     bytes_per_step,
     components,
     is_connected,
@@ -39,6 +40,7 @@ __all__ = [
     "SpectralGap",
     "Topology",
     "Traffic",
+    "all_reduce_bytes",
     "build_topology",
     "bytes_per_step",
     "components",

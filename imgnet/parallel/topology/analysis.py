@@ -109,6 +109,14 @@ class Traffic:
     between_nodes: Matrix
 
 
+def all_reduce_bytes(num_bytes: float, num_workers: int) -> float:
+    """What each of some workers sends to sum up so many bytes: in a ring ``2 (n - 1) / n`` of them.
+
+    No algorithm gets along with less on the mean over the workers; torch does not say which one it takes.
+    """
+    return num_bytes * 2 * (num_workers - 1) / num_workers
+
+
 def bytes_per_step(
     rounds: Sequence[Round],
     world_size: int,
@@ -142,7 +150,7 @@ def _copies(round_: Round, directly: bool) -> list[tuple[int, int, float]]:
         sizes = {rank: len(group.ranks) for group in round_.groups for rank in group.ranks}
         return [(rank, peer, 2.0 / sizes[rank]) for rank, peer in edges_of(round_)]
     return [
-        (rank, group.ranks[(place + 1) % len(group.ranks)], 2.0 * (1.0 - 1.0 / len(group.ranks)))
+        (rank, group.ranks[(place + 1) % len(group.ranks)], all_reduce_bytes(1.0, len(group.ranks)))
         for group in round_.groups
         for place, rank in enumerate(group.ranks)
     ]

@@ -11,7 +11,13 @@ from imgnet.results.measures import num_val_images, values_of
 from imgnet.results.read import Run
 from imgnet.results.statistics import Floats, interval_of_columns, on_common_range
 
-X_COLUMNS = {"epoch": "epoch", "step": "step", "time": "train_time_s", "predicted_time": "predicted_time_s"}
+X_COLUMNS = {
+    "epoch": "epoch",
+    "step": "step",
+    "time": "train_time_s",
+    "predicted_time": "predicted_time_s",
+    "sent": "sent_mb",
+}
 """What ``--x`` may be, and its column."""
 ERRORS = {"val_error1": "val_acc1", "val_error5": "val_acc5"}
 """Made of accuracies: 100 less them."""

@@ -1,47 +1,40 @@
 """A topology made readable: its rounds, its matrices, how fast it brings workers together, and what it sends."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from imgnet.parallel.averaging.rhythm import Rhythm
 from imgnet.parallel.topology import (
     DirectedRound,
     Group,
     GroupRound,
     Round,
     Topology,
-    bytes_per_step,
     mixing_matrix,
     rounds_to_consensus,
     spectral_gap,
 )
+from imgnet.results.pictures.traffic import Size, traffic_by_averaging, traffic_by_link
 
 NUM_SHOWN_ROUNDS = 8
 LARGEST_WRITTEN_MATRIX = 16
 """Workers up to which matrices are written out; larger ones are for the picture."""
-BYTES = {"fp32": 4, "bf16": 2}
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much there is to average: a number of parameters, and what has so many."""
-
-    num_parameters: int
-    of: str
-
-
-def show_topology(topology: Topology, size: Size, console: Console | None = None) -> None:
-    """Print what a topology does in a period, and what each worker sends in a step."""
+def show_topology(
+    topology: Topology, size: Size, rhythms: Mapping[str, Rhythm], console: Console | None = None
+) -> None:
+    """Print what a topology does in a period, and what each worker sends in a step; ``rhythms`` by way to average."""
     console = console or Console(width=None if Console().is_terminal else 160)
     nodes = f"{topology.num_nodes} node{'s' * (topology.num_nodes > 1)} of {topology.workers_per_node}"
     console.print(f"[bold]{topology.name}[/bold], {topology.world_size} workers on {nodes}", highlight=False)
     console.print(_numbers(topology))
-    console.print(_traffic(topology, size))
+    console.print(traffic_by_link(topology, size))
+    console.print(traffic_by_averaging(topology, size, rhythms))
     for number, round_ in enumerate(topology.rounds[:NUM_SHOWN_ROUNDS]):
         console.print(f"[bold]round {number}[/bold]  {describe_round(round_)}", highlight=False)
         if not round_.is_idle and topology.world_size <= LARGEST_WRITTEN_MATRIX:
@@ -69,26 +62,6 @@ def _kind(topology: Topology) -> str:
     rows = [mixing_matrix(round_, topology.world_size).sum(axis=1) for round_ in topology.rounds]
     also_rows = np.allclose(rows, 1.0, rtol=0.0, atol=1e-12)
     return "directed, doubly stochastic" if also_rows else "directed, column-stochastic"
-
-
-def _traffic(topology: Topology, size: Size) -> Table:
-    title = f"MB that a worker sends in a step: {size.num_parameters:,} parameters ({size.of})"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="")
-    for column in ("wire", "within nodes: mean", "most", "between nodes: mean", "most", "both: mean"):
-        table.add_column(column, justify="right")
-    for wire, width in BYTES.items():
-        sent = bytes_per_step(
-            topology.rounds,
-            topology.world_size,
-            topology.workers_per_node,
-            size.num_parameters,
-            width,
-            groups_exchange_directly=wire == "bf16",
-        )
-        both = sent.within_node + sent.between_nodes
-        values = [f(kind) for kind in (sent.within_node, sent.between_nodes) for f in (np.mean, np.max)]
-        table.add_row(wire, *(f"{value / 1e6:,.1f}" for value in [*values, both.mean()]))
-    return table
 
 
 def describe_round(round_: Round, most: int = 12) -> str:
