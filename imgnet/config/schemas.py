@@ -556,7 +556,7 @@ class RunConfig:
     log_every_steps: Count = 50
     hang_timeout_min: Positive | None = 5.0
     """A run in which no step is made for so long ends, and says which worker does not come; null: that is left to gloo
-    and NCCL. Staging, evaluation and checkpoints take what they take."""
+    and NCCL. Staging, evaluation and checkpoints take what they take, unless a worker gives no sign of life in them."""
     skip_completed: bool | None = None
     """Leave out runs that are already completed with the same configuration; null: on Slurm yes, elsewhere no."""
     model: ModelConfig = MISSING

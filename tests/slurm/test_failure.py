@@ -10,7 +10,7 @@ from tests.slurm.conftest import QUICK, User, job_id, run_json, wait_for_end, wa
 from tests.slurm.private import SLURMD_TIMEOUT_S
 
 pytestmark = pytest.mark.slurm
-BEGIN = "                run(config, runtime, run_dir, stop, give_up_on(run_dir, placement.rank, claim))\n"
+BEGIN = "                run(config, runtime, run_dir, stop, watch)\n"
 ON_SECOND_NODE = """\
                 if runtime.rank == 5:
                     (run_dir / "now").touch()
