@@ -11,6 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -18,6 +19,7 @@ from rich.console import Console
 from submitit import SlurmExecutor
 from typer.testing import CliRunner
 
+from hydra_plugins.imgnet_hydra.plugins import ImgnetLauncher
 from imgnet import rundir
 from imgnet.cli import app
 from imgnet.config import RunConfig, SlurmConfig, as_yaml, parse, parse_saved, plain, read
@@ -29,7 +31,8 @@ from imgnet.launch.follow.observe import observe
 from imgnet.launch.follow.status import duration, show_status
 from imgnet.launch.repeats import identity
 from imgnet.launch.slurm import commands as slurm
-from imgnet.launch.slurm.batch import PASSED, QueuedRun, arrays_of, batch_script, problems, ranges
+from imgnet.launch.slurm import job
+from imgnet.launch.slurm.batch import PASSED, QueuedRun, arrays_of, batch_script, executor_of, problems, ranges
 from imgnet.launch.slurm.commands import JobState
 from imgnet.launch.slurm.snapshot import snapshot_of_now, take_snapshot
 from imgnet.launch.workers.cores import parse_core_list, share_of_cores
@@ -187,6 +190,27 @@ def test_a_cluster_has_the_names_of_submitit_and_the_plugin() -> None:
         with pytest.raises(HydraException) as caught:
             composed("cluster=4xA40", f"cluster.{name}=1")
         assert re.match(f"there is no cluster.{name}(:| any more;) .*[a-z]", explain(caught.value)), name
+
+
+def test_jobs_are_submitits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One array whose indices are the runs' numbers, outside the job that the command may be typed in."""
+    assert issubclass(ImgnetLauncher, BaseSubmititLauncher)
+    runs = [
+        replace(run, number=3 * run.number, run_dir=tmp_path / str(3 * run.number))
+        for run in queued(["seed=1", "cluster=4xA40"], ["seed=2", "cluster=4xA40"])
+    ]
+    (tmp_path / "sbatch").write_text(f'#!/bin/sh\nenv > "{tmp_path}/env"\necho Submitted batch job 7\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    for name, value in {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_NTASKS": "9", "SLURM_CONF": "mine"}.items():
+        monkeypatch.setenv(name, value)
+    (array,) = arrays_of(runs, tmp_path / "code", tmp_path)
+    executor = executor_of(array)
+    jobs = executor.map_array(job.main, [run.run_dir for run in array.runs])
+    assert [one.job_id for one in jobs] == ["7_0", "7_3"]
+    assert executor.taken == ["7"]
+    assert (tmp_path / "slurm/7_submission.sh").read_text() == batch_script(array)
+    seen = (tmp_path / "env").read_text().splitlines()
+    assert [line for line in seen if line.startswith("SLURM")] == ["SLURM_CONF=mine"]
 
 
 def test_names_that_keys_had_are_refused_and_read() -> None:

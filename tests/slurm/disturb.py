@@ -379,7 +379,8 @@ def disk_is_full_and_requeue(lane: Lane) -> str:
 
 def second_job(lane: Lane) -> str:
     """Somebody submits the script once more by hand, or runs it inside another job."""
-    script = sorted((lane.current.parent / "slurm").iterdir())[-1]
+    scripts = (lane.current.parent / "slurm").glob("*_submission.sh")
+    script = max(scripts, key=lambda path: path.stat().st_mtime)
     if lane.random.random() < 0.5:
         return f"job {lane.slurm.ask('sbatch', '--parsable', str(script)).strip()}"
     env = lane.slurm.environment | {"SLURM_JOB_ID": "424242", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1"}

@@ -186,6 +186,8 @@ def test_refused_in_slurms_words_and_one_line(user: User) -> None:
         "cluster=4xA40 cluster.partition=accounted": "You have to specify an account in partition accounted",
         "cluster=64xT4": "Requested node configuration is not available",
         "cluster=4xA40 cluster.constraint=big": "Invalid feature specification",
+        "cluster=4xA40 +cluster.additional_parameters.bold=true": "unrecognized option '--bold'",
+        'cluster=4xA40 cluster.srun_args=["--bold=1"]': "srun refuses cluster.srun_args=[--bold=1]: unrecognized opti",
     }
     for arguments, words in expected.items():
         refused = user.run_py(*QUICK, *arguments.split())

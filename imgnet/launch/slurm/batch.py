@@ -1,8 +1,7 @@
 """The batch script of an array of runs that ask for the same resources: submitit's, around our first process of a job.
 
-submitit makes the script from its own parameters. What it would run is a pickled function whose errors end in a file,
-whose first task alone is looked at, and whose arrays have no gaps; so its command is :mod:`imgnet.launch.slurm.job`,
-which outlives the workers, and the numbers of an array are those of the runs.
+submitit makes the script from its own parameters, and its command is :mod:`imgnet.launch.slurm.job`, which outlives the
+workers (:mod:`imgnet.launch.slurm.executor` says why).
 """
 
 import os
@@ -13,11 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, final
-
-from submitit import SlurmExecutor
+from typing import Any
 
 from imgnet.config import RunConfig, SlurmConfig
+from imgnet.launch.slurm.executor import BatchExecutor
 
 PASSED = (
     "nodes",
@@ -97,27 +95,14 @@ def arrays_of(runs: Sequence[QueuedRun], code: Path, working_dir: Path) -> list[
 
 def batch_script(array: JobArray) -> str:
     """The whole script. It hands over to :mod:`imgnet.launch.slurm.job`, which starts the workers with ``srun``."""
-    executor = BatchExecutor(array.runs[0].run_dir.parent, _command(array))
+    return executor_of(array).script()
+
+
+def executor_of(array: JobArray) -> BatchExecutor:
+    """What makes and submits the script; it keeps it in ``slurm/`` of the sweep's folder."""
+    executor = BatchExecutor(array.runs[0].run_dir.parent / "slurm", _command(array))
     executor.update_parameters(**executor._convert_parameters(_resources(array)), **_placement(array))
-    return executor.script()
-
-
-@final
-class BatchExecutor(SlurmExecutor):
-    """submitit's executor, whose jobs run one shell command without a pickle, and which can be made without a Slurm."""
-
-    def __init__(self, folder: Path, command: str) -> None:
-        super().__init__(folder)
-        self._command = command
-
-    def script(self) -> str:
-        """The text for ``sbatch``."""
-        return self._make_submission_file_text(self._command, uid="")
-
-    @classmethod
-    def affinity(cls) -> int:
-        """That of a cluster, also on a machine that only shows what it would submit."""
-        return 2
+    return executor
 
 
 def _resources(array: JobArray) -> dict[str, Any]:
@@ -248,8 +233,11 @@ def problems_of_folders(runs: Sequence[QueuedRun], working_dir: Path) -> list[st
     told = {working_dir: str(working_dir)} | {one: str(one).removeprefix(f"{working_dir}{os.sep}") for one in folders}
     found = [f"'{folder}': {why}" for folder, text in told.items() if (why := _unreadable(text))]
     # The code of a job lies in the folder of its sweep.
-    unimportable = [folder for folder in folders if os.pathsep in str(folder)]
-    return found + [f"'{folder}': no job imports its code from a path with {os.pathsep!r}" for folder in unimportable]
+    for folder in map(str, folders):
+        if os.pathsep in folder:
+            found.append(f"'{folder}': no job imports its code from a path with {os.pathsep!r}")
+        found += [f"'{folder}': submitit replaces {tag!r} in it" for tag in ("%j", "%t", "%A", "%a") if tag in folder]
+    return found
 
 
 def _unreadable(value: str) -> str:
