@@ -43,12 +43,11 @@ from imgnet.evaluate import AUTOCAST_DTYPES, autocast
 from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
 from imgnet.parallel.build import build_workers
-from imgnet.parallel.hang import HangWatch
 from imgnet.parallel.requests import Requests
 from imgnet.runtime import Runtime
 from imgnet.tracking.tracker import Tracker
 from imgnet.train import Loop, objective_of
-from tests.distributed.harness import on_workers
+from tests.distributed.harness import NOBODY_WATCHES, on_workers
 
 CASES = (
     ("AllReduce over DDP, two workers", AllReduceConfig(name="allreduce"), 2, 1.01),
@@ -121,10 +120,8 @@ class Ours:
 
     def epoch(self) -> Callable[[Tracker], object]:
         """An epoch that is ready to run with a tracker."""
-        watch = HangWatch(None, lambda *_: None)
-        loop = Loop(
-            self.config, self.runtime, self.folder, self.strategy, self.members, self.loader, self.evaluating, watch
-        )
+        members, loaders = self.members, (self.loader, self.evaluating)
+        loop = Loop(self.config, self.runtime, self.folder, self.strategy, members, *loaders, NOBODY_WATCHES)
         requests = Requests(threading.Event(), None, self.runtime.rank)
         return lambda tracker: loop.train_epoch(tracker, requests)
 

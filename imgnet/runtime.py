@@ -11,15 +11,17 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+    import torch.distributed as dist
 
 SLURM_RENDEZVOUS_PORTS = range(20000, 30000)
 RUN_DIR, CLAIM, STORE_FILE = "IMGNET_RUN_DIR", "IMGNET_CLAIM", "IMGNET_STORE_FILE"
@@ -315,9 +317,39 @@ def share_threads(num_threads: int) -> None:
         os.environ.setdefault(variable, str(num_threads))
 
 
+class Meeting(Protocol):
+    """How workers come together, and leave."""
+
+    def meet(self, make_store: "Callable[[], dist.Store]") -> "dist.Store":
+        """Connect to the store that all workers share, and wait for all of them. Collective."""
+        ...
+
+    def part(self) -> None:
+        """Called when all workers are done."""
+        ...
+
+
+def node_of(rank: int, placement: Placement) -> str:
+    """The node of another worker, as :func:`node_name` has it; its number where Slurm does not say more.
+
+    Args:
+        rank: of the other.
+        placement: of this worker.
+    """
+    number = rank // placement.local_world_size
+    if number == placement.node:
+        return node_name()
+    hosts = slurm_hosts() if running_under_slurm() else []
+    return hosts[number] if number < len(hosts) else f"node {number + 1}"
+
+
 @contextmanager
 def joined(
-    placement: Placement, use_gpu: bool, store_file: Path | None, timeout_min: float = 10.0
+    placement: Placement,
+    use_gpu: bool,
+    store_file: Path | None,
+    timeout_min: float = 10.0,
+    meeting: Meeting | None = None,
 ) -> Iterator[Runtime]:
     """Join the process group of this job, and leave it at the end, unless that is an error. Collective.
 
@@ -327,6 +359,8 @@ def joined(
         store_file: the file through which workers of one machine find each other; None: ``MASTER_ADDR`` and
             ``MASTER_PORT``, which ``torchrun`` sets and which follow from the job under ``srun``.
         timeout_min: how long a collective may wait for a missing worker.
+        meeting: where workers wait for all others before they form the group; None: they wait in it. Not under
+            ``torchrun``, whose agent has a store of its own.
     """
     import torch
     import torch.distributed as dist
@@ -338,12 +372,15 @@ def joined(
         torch.cuda.set_device(device)
     if store_file is None:
         _name_the_first_host(placement)
+    timeout = timedelta(minutes=timeout_min)
+    make_store = partial(_store, placement, store_file, timeout)
+    store = meeting.meet(make_store) if meeting is not None else make_store() if store_file is not None else None
     dist.init_process_group(
         backend="nccl" if use_gpu else "gloo",
-        store=None if store_file is None else dist.FileStore(str(store_file), placement.world_size),
+        store=store,
         rank=placement.rank,
         world_size=placement.world_size,
-        timeout=timedelta(minutes=timeout_min),
+        timeout=timeout,
         device_id=device if use_gpu else None,
     )
     yield Runtime(
@@ -355,8 +392,26 @@ def joined(
         num_threads,
     )
     dist.barrier()  # who leaves closes connections, on which a slower worker may still have to send
+    if meeting is not None:
+        meeting.part()
     # Not after an error: the group's end would reach the others, and fail them, before this worker has said why.
     dist.destroy_process_group()
+
+
+def _store(placement: Placement, store_file: Path | None, timeout: timedelta) -> "dist.Store":
+    """What all workers write to and read from; rank 0 serves it where it is no file, and waits for nobody."""
+    import torch.distributed as dist
+
+    if store_file is not None:
+        return dist.FileStore(str(store_file), placement.world_size)
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        placement.world_size,
+        is_master=placement.rank == 0,
+        timeout=timeout,
+        wait_for_workers=False,
+    )
 
 
 def _name_the_first_host(placement: Placement) -> None:

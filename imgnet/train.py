@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,9 +57,7 @@ EVAL_IMAGES_PER_BATCH = 256
 log = logging.getLogger("imgnet")
 
 
-def run(
-    config: RunConfig, runtime: Runtime, run_dir: Path, stop: threading.Event, give_up: Callable[[str, str], None]
-) -> None:
+def run(config: RunConfig, runtime: Runtime, run_dir: Path, stop: threading.Event, watch: HangWatch) -> None:
     """Train, or evaluate, as ``config`` says. Collective; rank 0 writes to the run directory.
 
     Args:
@@ -67,7 +65,7 @@ def run(
         runtime: this worker.
         run_dir: the run's directory.
         stop: set, on any worker, when the run is to save its state and end as ``preempted``.
-        give_up: ends this process, from any thread, where another worker has come to a halt; see :class:`HangWatch`.
+        watch: ends this process where another worker has come to a halt.
     """
     if isinstance(config.cluster, SimulatedConfig):
         number = config.cluster.num_workers
@@ -80,7 +78,7 @@ def run(
     if config.mode is Mode.evaluate:
         _evaluate_only(config, runtime, run_dir, model)
     else:
-        status = _train(config, runtime, run_dir, model, stop, give_up)
+        status = _train(config, runtime, run_dir, model, stop, watch)
     if runtime.is_main:
         rundir.finish(run_dir, status)
 
@@ -170,7 +168,7 @@ def _train(
     run_dir: Path,
     model: nn.Module,
     stop: threading.Event,
-    give_up: Callable[[str, str], None],
+    watch: HangWatch,
 ) -> str:
     make_optimizer = partial(build_optimizer, config=config.optimizer)
     with closing(_train_loader(config, runtime)) as train_loader, closing(_eval_loader(config, runtime)) as eval_loader:
@@ -180,7 +178,6 @@ def _train(
         objective = objective_of(config)
         strategy, members = build_workers(config, model, objective, make_optimizer, runtime, per_epoch)
         requests = Requests(stop, config.checkpoint.every_min, runtime.rank)
-        watch = HangWatch(None if config.hang_timeout_min is None else 60 * config.hang_timeout_min, give_up)
         loop = Loop(config, runtime, run_dir, strategy, members, train_loader, eval_loader, watch)
         loop.resume()
         with Tracker(config, runtime, run_dir, per_epoch, loop.progress.step) as tracker:

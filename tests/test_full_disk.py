@@ -51,7 +51,12 @@ def commands(tmp_path: Path) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     told = f"echo \"$0 $*\" >> '{folder}/told'"
-    answers = {"sbatch": f"{told}\necho 7", "scancel": told, "scontrol": "echo 'ClusterName = here'", "squeue": ""}
+    answers = {
+        "sbatch": f"{told}\necho Submitted batch job 7",
+        "scancel": told,
+        "scontrol": "echo 'ClusterName = here'",
+        "squeue": "",
+    }
     for name, text in answers.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
@@ -87,9 +92,9 @@ def test_what_a_full_disk_does_not_take_is_not_submitted(disk: Path, commands: P
 
 def test_a_job_whose_number_cannot_be_kept_is_ended(disk: Path, commands: Path) -> None:
     filled = disk / "somebody else's"
-    fills = f'case "$*" in *--parsable*) cat /dev/zero > "{filled}" 2>/dev/null;; esac'
+    fills = f'case "$*" in *submission_file*) cat /dev/zero > "{filled}" 2>/dev/null;; esac'
     sbatch = commands / "sbatch"
-    sbatch.write_text(sbatch.read_text().replace("echo 7", f"{fills}\necho 7"))
+    sbatch.write_text(sbatch.read_text().replace("echo Sub", f"{fills}\necho Sub"))
     done = submit(disk, commands)
     assert done.returncode == 2, done.stderr
     assert "No space left on device (errno 28)" in done.stderr
@@ -110,7 +115,7 @@ def test_what_a_full_disk_does_not_take_is_not_submitted_again(disk: Path, comma
     done = imgnet("resubmit", str(folder), cwd=disk, PATH=f"{commands}:/usr/bin:/bin")
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r".*: No space left on device \(errno 28\)\n", done.stderr)
-    assert sum("--parsable" in line for line in told(commands)) == 1, "that of the first time"
+    assert sum("submission_file" in line for line in told(commands)) == 1, "that of the first time"
     assert not [path for path in folder.iterdir() if "code" in path.name or path.name.startswith(".")]
 
 

@@ -1,20 +1,25 @@
 """Who is late: a worker that has stopped, one that is stuck, and workers that all wait."""
 
 import os
+import queue
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from imgnet.parallel.hang import HangWatch, Member, Word, verdict
-from imgnet.runtime import Runtime
+from imgnet.parallel.collectives import shared_store
+from imgnet.parallel.hang import HangWatch, Member, Silence, Word, verdict
+from imgnet.runtime import Placement, Runtime, node_name
 from tests.distributed.harness import on_workers
 
 HERE = socket.gethostname()
@@ -92,7 +97,8 @@ def _hang(runtime: Runtime, stuck: int) -> tuple[str, str]:
         found.append((error, stack))
         over.set()
 
-    watch = HangWatch(0.5, give_up)
+    watch = HangWatch(0.5, give_up, Placement(runtime.rank, runtime.world_size, 0, 1))
+    watch.meet(shared_store)
     for step in (1, 2):
         dist.all_reduce(torch.ones(1))
         watch.step_made(step)
@@ -100,6 +106,7 @@ def _hang(runtime: Runtime, stuck: int) -> tuple[str, str]:
         _read_from_a_server_that_is_gone(over)
     dist.all_reduce(torch.ones(1))
     assert over.wait(60)
+    dist.barrier()  # all have read what the others say
     watch.rest()
     return found[0]
 
@@ -113,3 +120,80 @@ def test_real_workers_agree_on_who_is_stuck(tmp_path: Path) -> None:
         node = os.environ.get("SLURMD_NODENAME", HERE)
         assert re.fullmatch(rf"no step for \S+ min, because of rank 1 on {re.escape(node)}: in step 3", error)
         assert "_read_from_a_server_that_is_gone" in stack
+
+
+def _stopped_while_no_step_is_due(runtime: Runtime, folder: Path, stopped: int) -> str:
+    """All workers evaluate, for longer than the time limit; then one of them is stopped."""
+    found: queue.Queue[str] = queue.Queue()
+    watch = HangWatch(1.0, lambda error, _: found.put(error), Placement(runtime.rank, runtime.world_size, 0, 1))
+    watch.meet(shared_store)
+    watch.step_made(1)
+    watch.rest()
+    others = dist.new_group(list(range(stopped)))
+    (folder / f"pid {runtime.rank}").write_text(str(os.getpid()))
+    if runtime.rank == stopped:
+        until((folder / "it may go on").exists)
+        return ""
+    with pytest.raises(queue.Empty):
+        found.get(timeout=2.0)
+    dist.all_reduce(torch.ones(1), group=cast("dist.ProcessGroup", others))
+    os.kill(int((folder / f"pid {stopped}").read_text()), signal.SIGSTOP)
+    error = found.get(timeout=60)
+    dist.all_reduce(torch.ones(1), group=cast("dist.ProcessGroup", others))
+    (folder / "it may go on").touch()
+    os.kill(int((folder / f"pid {stopped}").read_text()), signal.SIGCONT)
+    return error
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_worker_that_stops_while_no_step_is_due_is_named(tmp_path: Path) -> None:
+    first, second, _ = on_workers(_stopped_while_no_step_is_due, 3, tmp_path, tmp_path, 2)
+    for error in (first, second):
+        assert re.search(r"because of rank 2 on (\S+): rank 2 on \1 is stopped \(SIGSTOP\)$", error)
+
+
+def test_a_worker_that_does_not_come_is_named(tmp_path: Path) -> None:
+    placement, found = Placement(0, 2, 0, 2), []
+
+    def give_up(error: str, _: str) -> None:
+        found.append(error)
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        HangWatch(0.3, give_up, placement).meet(lambda: dist.FileStore(str(tmp_path / "store"), 2))
+    assert found == [f"not all workers came within 0.005 min, because of rank 1 on {node_name()}"]
+
+
+def test_rank_0_is_named_where_it_serves_nothing() -> None:
+    found, over = [], threading.Event()
+
+    def give_up(error: str, _: str) -> None:
+        found.append(error)
+        over.set()
+
+    def wait_for_rank_0() -> dist.Store:
+        assert over.wait(60)
+        raise RuntimeError("no rank 0")
+
+    watch = HangWatch(0.3, give_up, Placement(1, 2, 0, 1))
+    with pytest.raises(RuntimeError):
+        watch.meet(wait_for_rank_0)
+    assert found[0] == "not all workers came within 0.005 min, because of rank 0 on node 1"
+
+
+def test_silence_counts_only_while_somebody_listens() -> None:
+    silence = Silence(2)
+    for number in (1, 2, 3):
+        silence.hear([b"%d" % number, b"7"], 10.0)
+    assert silence.longer_than(15.0) == [1]
+    silence.forget()
+    silence.hear([b"4", b"7"], 10.0)
+    assert silence.longer_than(0.0) == []
+    silence.hear([b"5", b"8"], 10.0)
+    assert silence.longer_than(0.0) == []

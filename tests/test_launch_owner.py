@@ -158,7 +158,9 @@ def test_slurms_sigterm_has_a_worker_save_before_it_ends(
 import os, pathlib, signal, threading
 from imgnet.launch.workers import worker
 worker.GRACE_S = {grace_s}
+signal.signal(signal.SIGCONT, lambda *_: None)
 stop = worker.watch_signals(pathlib.Path({str(tmp_path)!r}), 1, 1, in_slurm={in_slurm})
+os.kill(os.getpid(), signal.SIGCONT)
 os.kill(os.getpid(), signal.SIGTERM)
 stop.wait()
 os.write(1, b"saving")
@@ -166,7 +168,9 @@ threading.Event().wait()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout == b"saving") == (128 + signal.SIGTERM, saves), done.stderr
-    assert rundir.read_exit_records(tmp_path)[1].error == "ended by SIGTERM"
+    record = rundir.read_exit_records(tmp_path)[1]
+    assert record.error == "ended by SIGTERM"
+    assert 'File "<string>", line ' in record.traceback
 
 
 def test_a_notice_that_comes_too_early_is_kept(tmp_path: Path) -> None:

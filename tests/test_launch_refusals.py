@@ -100,6 +100,22 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
     ([QUICK, "hydra.sweep.dirr=1"], ["unknown key 'hydra.sweep.dirr'; in hydra.sweep, did you mean 'dir'?"]),
     ([QUICK, "hydra.sweep.zzzzz=1"], ["unknown key 'hydra.sweep.zzzzz'; in hydra.sweep, known: dir, subdir"]),
     (
+        [QUICK, "+hydra.launcher.partition=gpu"],
+        ["hydra.launcher.partition: cluster.partition says it"],
+    ),
+    (
+        [SYNTHETIC, "cluster=4xA40", "cluster.srun_args=[nan]"],
+        ["cluster.srun_args[0]='nan': must be an option with its value, such as --mpi=none"],
+    ),
+    (
+        [SYNTHETIC, "cluster=4xA40", "+cluster.additional_parameters.nice=nan"],
+        ["cluster.additional_parameters.nice=nan must be finite"],
+    ),
+    (
+        [SYNTHETIC, "cluster=4xA40", "cluster.additional_parameters.hold=true"],
+        ["cluster.additional_parameters.hold: there is no such entry yet; a + before the word makes it"],
+    ),
+    (
         [QUICK, "hydra.launcher.partition=gpu"],
         ["unknown key 'hydra.launcher.partition'; cluster.<key> says how a"],
     ),
@@ -245,10 +261,11 @@ ODD_FOLDERS = {
     "back\\slash": "must be without a backslash, which Slurm reads in its own way",
     "two\nlines": "must be one line",
     "co:lon": "no job imports its code from a path with ':'",
+    "of job %j": "submitit replaces '%j' in it",
 }
 
 
-@pytest.mark.parametrize(("name", "why"), ODD_FOLDERS.items(), ids=["backslash", "newline", "colon"])
+@pytest.mark.parametrize(("name", "why"), ODD_FOLDERS.items(), ids=["backslash", "newline", "colon", "tag"])
 def test_a_folder_that_a_job_would_not_find_is_refused(name: str, why: str, tmp_path: Path, typist: Typist) -> None:
     (folder := tmp_path / name).mkdir()
     refused = typist.type(SYNTHETIC, "cluster=4xA40", "cluster.dry_run=true", cwd=folder)

@@ -24,7 +24,7 @@ from tests.slurm.private import free_ports
 from tests.test_launch_slurm import composed
 
 COLUMNS = '{printf "%-20s%-20s%-20s%-10d%s\\n", $1, $2, $3, $5, $4}'
-SBATCH = '#!/bin/sh\ncase "$*" in *--test-only*) exit 0;; esac\necho 7\n'
+SBATCH = '#!/bin/sh\ncase "$*" in *--test-only*) exit 0;; esac\necho Submitted batch job 7\n'
 
 
 @pytest.fixture
@@ -114,16 +114,18 @@ def test_what_to_type_next_can_be_typed(work: Path) -> None:
     assert shlex.split(logs) == ["imgnet", "logs", f"{folder}/0", "-f"]
 
 
-@pytest.mark.parametrize("what", ["--test-only", "--parsable"])
+@pytest.mark.parametrize("what", ["--test-only", "submission_file"])
 def test_a_controller_that_hangs_is_no_refusal(work: Path, bin_dir: Path, what: str) -> None:
     words = "Socket timed out on send/recv operation"
-    (bin_dir / "sbatch").write_text(f'#!/bin/sh\ncase "$*" in *{what}*) echo "{words}" >&2; exit 1;; esac\necho 7\n')
+    (bin_dir / "sbatch").write_text(
+        f'#!/bin/sh\ncase "$*" in *{what}*) echo "{words}" >&2; exit 1;; esac\necho Submitted batch job 7\n'
+    )
     done = _submit(work, "cluster=4xA40")
     assert done.returncode == 2
     assert re.search(rf"Slurm did not answer sbatch in \d+ s \({words}\)", done.stderr)
     assert "refuse" not in done.stderr
     assert done.stderr.count("\n") == 1
-    assert ("whether it took" in done.stderr) == (what == "--parsable")
+    assert ("whether it took" in done.stderr) == (what == "submission_file")
 
 
 @pytest.mark.parametrize("waits", ["cluster.wait=true", "hydra/sweeper=basic"])  # another sweeper may need results

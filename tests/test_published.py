@@ -39,6 +39,7 @@ from imgnet.published import (
 from imgnet.rundir import read_json, write_run
 from imgnet.runtime import Placement, Runtime, joined, prefer_loopback
 from imgnet.train import run
+from tests.distributed.harness import NOBODY_WATCHES
 from tests.test_conf import compose_plain, composed
 
 TORCHVISION = ["resnet50", "efficientnet_v2_l", "swin_t"]
@@ -282,7 +283,7 @@ def carry_out(config: RunConfig, run_dir: Path) -> None:
     write_run(run_dir, status="running")
     prefer_loopback()
     with joined(Placement(0, 1, 0, 1), use_gpu=False, store_file=run_dir / "store") as runtime:
-        run(config, runtime, run_dir, Event(), lambda *_: None)
+        run(config, runtime, run_dir, Event(), NOBODY_WATCHES)
 
 
 def test_a_run_scores_published_weights_and_keeps_what_it_showed_them(

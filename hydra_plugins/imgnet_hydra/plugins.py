@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from omegaconf import DictConfig
 
 from imgnet.config import ConfigError
@@ -38,29 +39,34 @@ ConfigStore.instance().store(group="hydra/launcher", name="imgnet", node=Launche
 ConfigStore.instance().store(group="hydra/sweeper", name="imgnet", node=SweeperConfig, provider="imgnet")
 
 
-class ImgnetLauncher(Launcher):
-    """Hands the runs of one command to :func:`imgnet.launch.sweep.run_sweep`."""
+class ImgnetLauncher(BaseSubmititLauncher):
+    """The plugin's launcher, with the resources of each run from its own ``cluster`` in place of one set for all.
 
-    def __init__(self) -> None:
-        self._task_function: TaskFunction | None = None
-        self._config: DictConfig | None = None
-        self._composer: Composer | None = None
+    What it does with the runs is :func:`imgnet.launch.sweep.run_sweep`'s.
+    """
+
+    _EXECUTOR = "slurm"
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra offers until the runs are known."""
-        self._task_function, self._config = task_function, config
+        """Keep what Hydra offers until the runs are known.
+
+        Raises:
+            ConfigError: a parameter was given to the launcher.
+        """
+        if self.params:
+            raise ConfigError([f"hydra.launcher.{name}: cluster.{name} says it" for name in self.params])
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self._composer = Composer(hydra_context.config_loader, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose, check and carry out the runs."""
-        assert self._composer is not None
-        assert self._config is not None
-        assert self._task_function is not None
+        assert self.config is not None
+        assert self.task_function is not None
         return run_sweep(
             typed_runs(job_overrides, self._composer, first=initial_job_idx),
-            Path(self._config.hydra.sweep.dir),
-            self._task_function,
-            needs_results=self._config.hydra.sweeper._target_ != SweeperConfig._target_,
+            Path(self.config.hydra.sweep.dir),
+            self.task_function,
+            needs_results=self.config.hydra.sweeper._target_ != SweeperConfig._target_,
         )
 
 

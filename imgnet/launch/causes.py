@@ -26,6 +26,8 @@ _SIGNALS = {signal.strsignal(number): -number for number in signal.valid_signals
 _ENDED_JOB = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+))?")
 _FOLLOWS = re.compile(r"connection|peer|broken pipe|NCCL|DistNetworkError|DistStoreError|timed out", re.IGNORECASE)
 """In the error of a worker that lost touch with another one."""
+_LATE = re.compile(r"rank (\d+) on")
+"""In the word of a worker that has waited for others."""
 SOMEBODY = "SOMEBODY"
 """Stands for the reason where Slurm gives none."""
 _OTHER_ENDS = {
@@ -93,7 +95,7 @@ def root_cause(run_dir: Path, world_size: int) -> RunFailed:
     waited = [record for record in records.values() if record.how == "waited"]
     if waited:  # for one that has left no word, or that ended when those did which waited
         first = min(waited, key=lambda record: record.time)
-        return RunFailed(first.error, f"{first.traceback}{logs}")
+        return RunFailed(first.error, f"{first.traceback or _stacks_of(first.error, records)}{logs}")
     first = _first([record for record in records.values() if record.how == "killed"], raised)
     if first is not None and first.how == "raised":
         return RunFailed(f"rank {first.rank} failed: {first.error}", f"{first.traceback}{logs}")
@@ -106,6 +108,13 @@ def root_cause(run_dir: Path, world_size: int) -> RunFailed:
         first = min(raised, key=lambda record: record.time)
         return RunFailed(f"rank {first.rank} failed: {first.error}", f"{first.traceback}{logs}")
     return RunFailed(_ended_by_signal(records), logs)
+
+
+def _stacks_of(error: str, records: Mapping[int, ExitRecord]) -> str:
+    """Where the workers that did not come were when they were ended, as far as they could still say it."""
+    late = sorted({int(rank) for rank in _LATE.findall(error)} & records.keys())
+    stacks = {rank: records[rank].traceback for rank in late if records[rank].how != "waited"}
+    return "".join(f"rank {rank} was in\n{stack.rstrip()}\n" for rank, stack in stacks.items() if stack)
 
 
 def cause_known_to(run_dir: Path, error: BaseException, world_size: int) -> RunFailed:

@@ -115,7 +115,10 @@ def _work_for(job: Submitted, composed: DictConfig) -> None:
     layout = layout_of(config.cluster, placement)
     if placement.world_size != layout.world_size or placement.local_world_size != layout.workers_per_node:
         raise ConfigError(
-            [f"srun started {placement}, and {layout} was submitted; see cluster.sbatch and cluster.srun"]
+            [
+                f"srun started {placement}, and {layout} was submitted; "
+                "see cluster.additional_parameters and cluster.srun_args"
+            ]
         )
     if placement.rank == 0:
         _say_what_has_changed(config, composed)
@@ -144,8 +147,8 @@ def _say_what_has_changed(accepted: RunConfig, composed: DictConfig) -> None:
 
 def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement: Placement, layout: Layout) -> None:
     """Be the worker that torchrun or srun made of this process."""
-    from imgnet.launch.workers.worker import exit_record, give_up_on, watch_signals, write_to_log
-    from imgnet.parallel.collectives import agree
+    from imgnet.launch.workers.worker import exit_record, give_up_on, hang_watch, watch_signals, write_to_log
+    from imgnet.parallel.collectives import agree, shared_store
     from imgnet.runtime import joined
     from imgnet.train import run
 
@@ -156,9 +159,11 @@ def _take_part(config: RunConfig, composed: DictConfig, run_dir: Path, placement
         run_dir, claim = Path(agree(str(run_dir))), int(agree(str(claim)))
         write_to_log(run_dir, runtime.rank)
         stop = watch_signals(run_dir, runtime.rank, claim, in_slurm=False)
+        watch = hang_watch(config, placement, give_up_on(run_dir, runtime.rank, claim))
+        watch.meet(shared_store)
         try:
             with exit_record(run_dir, runtime.rank, claim):
-                run(config, runtime, run_dir, stop, give_up_on(run_dir, runtime.rank, claim))
+                run(config, runtime, run_dir, stop, watch)
         except Exception as error:
             if not runtime.is_main:
                 raise

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 
 def agree(value: str) -> str:
@@ -12,6 +13,11 @@ def agree(value: str) -> str:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def shared_store() -> dist.Store:
+    """What the process group met through, and which all workers write to and read from."""
+    return distributed_c10d._get_default_store()
 
 
 def sum_over_workers(values: Sequence[float], device: torch.device) -> list[float]:

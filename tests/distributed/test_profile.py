@@ -28,7 +28,7 @@ from imgnet.results.read import read_run
 from imgnet.rundir import PROFILE, write_run
 from imgnet.runtime import Runtime
 from imgnet.tracking.tracker import steps_file
-from tests.distributed.harness import on_workers
+from tests.distributed.harness import NOBODY_WATCHES, on_workers
 from tests.distributed.models import SGD
 from tests.distributed.test_resume import STEPS_PER_EPOCH, assert_same, configuration, make
 
@@ -62,7 +62,7 @@ def run_all(runtime: Runtime, runs: list[tuple[RunConfig, Path]]) -> None:
 
 def run_here(runtime: Runtime, runs: list[tuple[RunConfig, Path]]) -> None:
     for config, run_dir in runs:
-        train.run(config, runtime, run_dir, threading.Event(), lambda *_: None)
+        train.run(config, runtime, run_dir, threading.Event(), NOBODY_WATCHES)
 
 
 def prepared(folder: Path, config: RunConfig, workers: int) -> tuple[RunConfig, Path]:

@@ -29,7 +29,7 @@ from imgnet.config import (
 from imgnet.parallel.requests import NOTHING, Decision
 from imgnet.rundir import read_json
 from imgnet.runtime import Runtime
-from tests.distributed.harness import on_workers
+from tests.distributed.harness import NOBODY_WATCHES, on_workers
 from tests.distributed.models import ACCUM_ADAM, ADAM, SGD, synthetic
 
 STEPS_PER_EPOCH = 6
@@ -71,7 +71,7 @@ def run_training(
     runtime: Runtime, config: RunConfig, run_dir: Path, stop_after: int | None, save_after: tuple[int, ...] = ()
 ) -> None:
     train.Requests = lambda *_: StopAfter(stop_after, save_after)  # type: ignore[misc, assignment]
-    train.run(config, runtime, run_dir, threading.Event(), lambda *_: None)
+    train.run(config, runtime, run_dir, threading.Event(), NOBODY_WATCHES)
 
 
 def make(folder: Path) -> Path:

@@ -30,7 +30,7 @@ from imgnet.parallel.averaging.methods.outer import OuterConfig
 from imgnet.parallel.averaging.methods.streaming import StreamingConfig
 from imgnet.rundir import read_json
 from imgnet.runtime import Runtime
-from tests.distributed.harness import on_workers
+from tests.distributed.harness import NOBODY_WATCHES, on_workers
 from tests.distributed.models import ADAM, QUASI_GLOBAL, SGD
 from tests.distributed.test_resume import NUM_EPOCHS, STEPS_PER_EPOCH, StopAfter, assert_same, configuration, make
 
@@ -84,7 +84,7 @@ def run_all(runtime: Runtime, runs: list[tuple[RunConfig, Path]], stop_after: in
     train.Requests = lambda *_: StopAfter(stop_after)  # type: ignore[misc, assignment]
     torch.set_num_threads(1)  # torch's sums depend on it, and processes share the cores
     for config, run_dir in runs:
-        train.run(config, runtime, run_dir, threading.Event(), lambda *_: None)
+        train.run(config, runtime, run_dir, threading.Event(), NOBODY_WATCHES)
 
 
 def run(folder: Path, configs: dict[str, RunConfig], stop_after: int | None = None) -> None:

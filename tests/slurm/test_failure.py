@@ -10,7 +10,7 @@ from tests.slurm.conftest import QUICK, User, job_id, run_json, wait_for_end, wa
 from tests.slurm.private import SLURMD_TIMEOUT_S
 
 pytestmark = pytest.mark.slurm
-BEGIN = "                run(config, runtime, run_dir, stop, give_up_on(run_dir, placement.rank, claim))\n"
+BEGIN = "                run(config, runtime, run_dir, stop, watch)\n"
 ON_SECOND_NODE = """\
                 if runtime.rank == 5:
                     (run_dir / "now").touch()
@@ -57,7 +57,7 @@ def test_worker_of_second_node_ends_the_job(developer: User, death: str) -> None
 
 
 def test_dead_node_ends_the_job(user: User) -> None:
-    once = ("cluster.max_requeues=0", "cluster.wait=true")  # else Slurm starts it again on another node
+    once = ("cluster.max_num_timeout=0", "cluster.wait=true")  # else Slurm starts it again on another node
     command = user.start_run_py(*QUICK, "epochs=2000", "cluster=8xA40", *once)
     wait_until(lambda: len(user.runs()) == 1, "a run directory")
     (run_dir,) = user.runs()

@@ -19,7 +19,7 @@ TWO_BY_TWO = (
     "hydra.launcher.tasks_per_node=2",
     "hydra.launcher.cpus_per_task=2",
 )
-BEGIN = "                run(config, runtime, run_dir, stop, give_up_on(run_dir, runtime.rank, claim))\n"
+BEGIN = "                run(config, runtime, run_dir, stop, watch)\n"
 ON_RANK_3 = """\
                 if runtime.rank == 3:
                     raise RuntimeError('unwell')

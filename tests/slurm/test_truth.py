@@ -18,7 +18,7 @@ from tests.test_full_disk import fill
 
 pytestmark = pytest.mark.slurm
 LONG = (*QUICK, "epochs=2000", "cluster=4xA40")
-HELD = "+cluster.sbatch.hold=''"
+HELD = "+cluster.additional_parameters.hold=true"
 
 
 def submit(user: User, *arguments: str) -> list[Path]:
@@ -74,7 +74,7 @@ def test_a_job_that_slurm_queues_again_is_alive(user: User) -> None:
 
 def test_a_directory_is_its_own_jobs_alone(user: User) -> None:
     (run_dir,) = submit(user, *QUICK, "cluster=4xA40", HELD)
-    script = str(next((run_dir.parent / "slurm").iterdir()))
+    script = str(next((run_dir.parent / "slurm").glob("*_submission.sh")))
     other, before = user.slurm.ask("sbatch", "--parsable", "--hold", script).strip(), job_id(run_dir)
     user.slurm.ask("scontrol", "release", f"{before},{other}")  # both at once
     wait_for_end(run_dir)

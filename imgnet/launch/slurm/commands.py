@@ -5,18 +5,21 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cache
+from io import StringIO
 from itertools import accumulate
-from pathlib import Path
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from imgnet.config import ConfigError, SlurmConfig
+from imgnet.config.ranges import shown
 from imgnet.launch.slurm.batch import gpus
+from imgnet.launch.slurm.executor import PATIENCE_S
 from imgnet.runtime import environment_for_sbatch
 
-PATIENCE_S = 120
-"""How long a busy controller may take to answer."""
 NO_SBATCH = "there is no sbatch on the path; type the command on a machine of the cluster, or use cluster=local"
 OVER = (
     "BOOT_FAIL",
@@ -41,7 +44,7 @@ _HINTS = (
     ("partition", "cluster.partition"),
     ("account", "cluster.account"),
     ("feature", "cluster.constraint"),
-    ("node configuration", "cluster.nodes, cluster.gpus_per_node, cluster.cpus_per_gpu, cluster.mem_gb"),
+    ("node configuration", "cluster.nodes, cluster.gpus_per_node, cluster.cpus_per_task, cluster.mem_gb"),
     ("time limit", "cluster.timeout_min"),
 )
 
@@ -103,21 +106,42 @@ def _what_nodes_have(cluster: SlurmConfig) -> str:
     return f"; asked for {asked}; it has {' and '.join(offered)}" if offered else ""
 
 
-def submit(script: Path) -> str:
-    """Queue a batch script.
+def refusal_of_srun(cluster: SlurmConfig) -> list[str]:
+    """Why srun would not take the further arguments, in its own words; nothing where it would. Starts nothing."""
+    if not cluster.srun_args:
+        return []
+    done = _run(["srun", *cluster.srun_args, "--version"])  # it reads those before
+    if done.returncode == 0:
+        return []
+    words = "; ".join(line.removeprefix("srun: ").removeprefix("error: ") for line in done.stderr.splitlines())
+    return [f"cluster={cluster.name}: srun refuses cluster.srun_args={shown([*cluster.srun_args])}: {words}"]
 
-    Returns:
-        The job's id.
+
+@contextmanager
+def one_line_refusals() -> Iterator[None]:
+    """Around a submission by submitit: what fails is told in one line.
 
     Raises:
-        ConfigError: Slurm did not take it, or did not say so.
+        ConfigError: Slurm did not take the job, or did not say so.
     """
-    done = _run(["sbatch", "--parsable", str(script)])
-    if done.returncode == NO_ANSWER:
-        raise ConfigError([f"{done.stderr}; whether it took {script} is not known: see `squeue --me`"])
-    if done.returncode != 0:
-        raise ConfigError([f"sbatch refused {script}: {' '.join(done.stderr.split())}"])
-    return done.stdout.strip().split(";")[0]
+    start = time.monotonic()
+    try:
+        with redirect_stderr(StringIO()):  # submitit prints what sbatch says, and raises it as well
+            yield
+    except FailedSubmissionError as error:
+        raise ConfigError([f"{str(error).splitlines()[0]}; see `squeue --me`"]) from None
+    except FailedJobError as error:
+        call = error.__cause__
+        assert isinstance(call, subprocess.CalledProcessError)
+        raise ConfigError([_not_taken(call, " ".join(str(error).split()), time.monotonic() - start)]) from None
+
+
+def _not_taken(call: subprocess.CalledProcessError, words: str, seconds: float) -> str:
+    script = call.cmd[-1]
+    if call.returncode == NO_ANSWER or _is_silence(words):
+        silence = _unanswered(["sbatch"], seconds, f" ({words})" if words else "").stderr
+        return f"{silence}; whether it took {script} is not known: see `squeue --me`"
+    return f"sbatch refused {script}: {words}"
 
 
 def cancel(job_ids: Sequence[str]) -> None:
@@ -214,9 +238,13 @@ def _run(command: list[str], stdin: str | None = None) -> subprocess.CompletedPr
     except subprocess.TimeoutExpired:
         return _unanswered(command, PATIENCE_S)
     words = " ".join(done.stderr.split())
-    if done.returncode and any(silence in words.lower() for silence in _WORDS_OF_SILENCE):
+    if done.returncode and _is_silence(words):
         return _unanswered(command, time.monotonic() - start, f" ({words})")
     return done
+
+
+def _is_silence(words: str) -> bool:
+    return any(silence in words.lower() for silence in _WORDS_OF_SILENCE)
 
 
 def _unanswered(command: list[str], seconds: float, words: str = "") -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,16 @@ from imgnet.config import ConfigError, RunConfig, SlurmConfig, as_yaml, plain
 from imgnet.launch.progress import progress
 from imgnet.launch.repeats import identity
 from imgnet.launch.slurm import commands as slurm
-from imgnet.launch.slurm.batch import JobArray, QueuedRun, arrays_of, batch_script, problems_of_folders, ranges
+from imgnet.launch.slurm import job
+from imgnet.launch.slurm.batch import (
+    JobArray,
+    QueuedRun,
+    arrays_of,
+    batch_script,
+    executor_of,
+    problems_of_folders,
+    ranges,
+)
 from imgnet.launch.slurm.snapshot import take_snapshot
 from imgnet.results.names import display_path, typed_path
 
@@ -41,6 +50,7 @@ def refuse_what_slurm_would(runs: Sequence[QueuedRun]) -> None:
     problems = []
     for array in _planned(runs):
         problems += slurm.refusal(batch_script(array), array.cluster)
+        problems += slurm.refusal_of_srun(array.cluster)
     if problems:
         raise ConfigError(problems)
     try:
@@ -104,7 +114,7 @@ def submit(
             _note_submission(run, None, code)  # before anything begins: a job waits for its number to be noted
             _make_run_dir(run)
         for array in arrays_of(runs, code, Path.cwd()):
-            _queue(array, folder, queued)
+            _queue(array, queued)
     except OSError as error:
         _take_back(queued)
         if is_new:
@@ -114,12 +124,15 @@ def submit(
     _show_what_next(runs)
 
 
-def _queue(array: JobArray, folder: Path, queued: list[str]) -> None:
-    script = _write_script(array, folder)
-    queued.append(slurm.submit(script))
-    for run in array.runs:
-        index = f"_{run.number}" if len(array.runs) > 1 else ""
-        _note_submission(run, queued[-1] + index, array.code)
+def _queue(array: JobArray, queued: list[str]) -> None:
+    executor = executor_of(array)
+    try:
+        with slurm.one_line_refusals():
+            jobs = executor.map_array(job.main, [run.run_dir for run in array.runs])
+    finally:
+        queued += executor.taken
+    for run, its_job in zip(array.runs, jobs, strict=True):
+        _note_submission(run, its_job.job_id, array.code)
     print(f"submitted job {queued[-1]}: {_runs(array)} with {_resources(array.cluster)}", flush=True)
 
 
@@ -180,14 +193,6 @@ def _make_run_dir(run: QueuedRun) -> None:
         identity=identity(run.config),
         status="queued",
     )
-
-
-def _write_script(array: JobArray, folder: Path) -> Path:
-    scripts = folder / "slurm"
-    scripts.mkdir(exist_ok=True)
-    path = scripts / f"{len(list(scripts.iterdir())) + 1}.sh"
-    rundir.write_atomically(path, batch_script(array))
-    return path
 
 
 def _note_submission(run: QueuedRun, job_id: str | None, code: Path) -> None:

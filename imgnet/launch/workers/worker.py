@@ -18,8 +18,9 @@ from imgnet.config import RunConfig, SlurmConfig
 from imgnet.launch.owner import BEAT_S, is_still_held
 from imgnet.launch.slurm.snapshot import PACKAGE
 from imgnet.launch.workers.cores import stay_near_gpu
+from imgnet.parallel.hang import HangWatch, stack_of
 from imgnet.rundir import ExitRecord, finish, write_exit_record
-from imgnet.runtime import joined, notice_came, placement_from_environment
+from imgnet.runtime import Placement, joined, notice_came, placement_from_environment
 from imgnet.train import run
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -52,10 +53,11 @@ def work(config: RunConfig, run_dir: Path, claim: int, store_file: Path | None, 
     try:
         with exit_record(run_dir, placement.rank, claim):
             _refuse_other_code(package)
-            with joined(placement, use_gpu, store_file) as runtime:
+            watch = hang_watch(config, placement, give_up_on(run_dir, placement.rank, claim))
+            with joined(placement, use_gpu, store_file, meeting=watch) as runtime:
                 if use_gpu and in_slurm:
                     stay_near_gpu(runtime.local_rank, runtime.local_world_size)
-                run(config, runtime, run_dir, stop, give_up_on(run_dir, placement.rank, claim))
+                run(config, runtime, run_dir, stop, watch)
         status = 0
     except BaseException:  # the record holds it, and the launcher shows it
         logging.getLogger("imgnet").debug("worker failed", exc_info=True)
@@ -122,12 +124,19 @@ def watch_signals(run_dir: Path, rank: int, claim: int, *, in_slurm: bool) -> th
     sentinels = [reading] if launcher is None else [reading, launcher.sentinel]
 
     saving = (STOP_SIGNAL, signal.SIGTERM) if in_slurm else (STOP_SIGNAL,)
+    main = threading.get_ident()
+
+    def save(number: int) -> None:
+        stop.set()
+        if number == signal.SIGTERM and is_still_held(run_dir, claim):  # killed before it can save, it says no more
+            record = ExitRecord(rank, "terminated", time.time(), f"ended by {_name(number)}", stack_of(main))
+            write_exit_record(run_dir, record)
 
     def wait() -> None:
-        number = _until_the_end(sentinels, saving, stop, lambda: is_still_held(run_dir, claim))
+        number = _until_the_end(sentinels, saving, save, lambda: is_still_held(run_dir, claim))
         if is_still_held(run_dir, claim):
-            error = f"ended by {signal.Signals(number).name}" if number else "the launcher was killed"
-            write_exit_record(run_dir, ExitRecord(rank, "terminated", time.time(), error))
+            error = f"ended by {_name(number)}" if number else "the launcher was killed"
+            write_exit_record(run_dir, ExitRecord(rank, "terminated", time.time(), error, stack_of(main)))
             if rank == 0 and not in_slurm:
                 finish(run_dir, "failed", error)  # the launcher, where it lives, knows better and has the last word
         _flush()
@@ -138,14 +147,14 @@ def watch_signals(run_dir: Path, rank: int, claim: int, *, in_slurm: bool) -> th
 
 
 def _until_the_end(
-    sentinels: list[int], saving: Sequence[int], stop: threading.Event, is_ours: Callable[[], bool]
+    sentinels: list[int], saving: Sequence[int], save: Callable[[int], None], is_ours: Callable[[], bool]
 ) -> int:
     """Wait for what ends this process: the number of a signal, or 0 where the launcher or the directory is lost.
 
     Args:
         sentinels: a pipe of signals, and the launcher's life.
-        saving: signals that set ``stop``; after SIGTERM there is :data:`GRACE_S` left.
-        stop: the run is to be saved and ended.
+        saving: signals after which the run is to be saved and ended; after SIGTERM there is :data:`GRACE_S` left.
+        save: called with each of them.
         is_ours: whether this worker has any business in the directory.
     """
     end = math.inf
@@ -153,12 +162,18 @@ def _until_the_end(
         number = _next_signal(sentinels, min(BEAT_S, end - time.monotonic()))
         if number is None and time.monotonic() >= end:
             return signal.SIGTERM
+        if number is None or number not in (0, *saving, *ENDING_SIGNALS):
+            continue  # a handler of somebody else was called: submitit has one for SIGCONT
         if number in saving:
-            stop.set()
+            save(number)
             end = min(end, time.monotonic() + GRACE_S) if number == signal.SIGTERM else end
-        elif number is not None:
+        else:
             return number
     return 0
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name
 
 
 def _next_signal(sentinels: list[int], patience_s: float) -> int | None:
@@ -180,6 +195,11 @@ def give_up_on(run_dir: Path, rank: int, claim: int) -> Callable[[str, str], Non
         os._exit(1)
 
     return give_up
+
+
+def hang_watch(config: RunConfig, placement: Placement, give_up: Callable[[str, str], None]) -> HangWatch:
+    """What watches over the other workers of a run."""
+    return HangWatch(None if config.hang_timeout_min is None else 60 * config.hang_timeout_min, give_up, placement)
 
 
 @contextmanager
