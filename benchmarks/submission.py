@@ -23,7 +23,7 @@ from tests.commands import ROOT
 from tests.slurm.conftest import User, wait_until
 from tests.slurm.private import PrivateSlurm
 
-SWEEP = ("+experiments=quickstart", "cluster=4xA40", "+cluster.sbatch.hold=''")
+SWEEP = ("+experiments=quickstart", "cluster=4xA40", "+cluster.additional_parameters.hold=true")
 PEER = """
 import hydra
 @hydra.main(version_base="1.3", config_path=None)

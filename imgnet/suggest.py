@@ -3,8 +3,31 @@
 from collections.abc import Collection
 from difflib import get_close_matches
 
-GONE = {"topology.every": "workers rest between averages with averaging=local averaging.every=K averaging.overlap=true"}
+RENAMED = {
+    "cluster.cpus_per_gpu": "cluster.cpus_per_task",
+    "cluster.max_parallel": "cluster.array_parallelism",
+    "cluster.max_requeues": "cluster.max_num_timeout",
+    "cluster.notice_min": "cluster.signal_delay_s",
+    "cluster.sbatch": "cluster.additional_parameters",
+    "cluster.srun": "cluster.srun_args",
+}
+"""Keys that had names of ours, and have submitit's."""
+GONE = {
+    "topology.every": "workers rest between averages with averaging=local averaging.every=K averaging.overlap=true",
+    **{old: f"it is {new}" for old, new in RENAMED.items()},
+    "cluster.notice_min": "it is cluster.signal_delay_s, in seconds",
+}
 """Keys that there were, and what says the same now."""
+ELSEWHERE = {
+    "cluster.exclusive": "write +cluster.additional_parameters.exclusive=true",
+    "cluster.gpus_per_task": "one for each task; cluster.gpus_per_node says how many there are",
+    "cluster.gres": "cluster.gpus_per_node and cluster.gpu_type say it, cluster.additional_parameters.gres all of it",
+    "cluster.stderr_to_stdout": "both are in logs/slurm.log of the run directory",
+    "cluster.submitit_folder": "hydra.sweep.dir is the folder",
+    "cluster.teardown": "the job ends with the process that writes how the run ended",
+    "cluster.wckey": "write +cluster.additional_parameters.wckey=...",
+}
+"""Parameters of submitit that say nothing here, and what says it."""
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -25,8 +48,11 @@ def unknown_key(key: str, known: Collection[str]) -> str:
         key: from the root on, such as ``optimizer.betaz``.
         known: the keys of that place; empty where it has none, or where they cannot be named.
     """
-    if key in GONE:
-        return f"there is no {key} any more; {GONE[key]}"
+    for old, instead in GONE.items():
+        if key == old or key.startswith(f"{old}."):
+            return f"there is no {old} any more; {instead}"
+    if key in ELSEWHERE:
+        return f"there is no {key}: {ELSEWHERE[key]}"
     parent, _, name = key.rpartition(".")
     where = f"in {parent}, " if parent else ""
     return f"unknown key {key!r}; {where}{nearest(name, known)}" if known else f"unknown key {key!r}"

@@ -1,5 +1,6 @@
 """Submission without a Slurm: scripts, arrays, snapshots, cores, and what is made of Slurm's answers."""
 
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -8,23 +9,31 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from rich.console import Console
+from submitit import SlurmExecutor
 from typer.testing import CliRunner
 
 from imgnet import rundir
 from imgnet.cli import app
-from imgnet.config import RunConfig, SlurmConfig, as_yaml, parse, plain, read
+from imgnet.config import RunConfig, SlurmConfig, as_yaml, parse, parse_saved, plain, read
+from imgnet.config.explain import explain
+from imgnet.config.ranges import declared
+from imgnet.config.renamed import first_name, renamed
+from imgnet.config.settings import of_the_result
 from imgnet.launch.follow.observe import observe
 from imgnet.launch.follow.status import duration, show_status
 from imgnet.launch.repeats import identity
 from imgnet.launch.slurm import commands as slurm
-from imgnet.launch.slurm.batch import QueuedRun, arrays_of, batch_script, problems, ranges
+from imgnet.launch.slurm.batch import PASSED, QueuedRun, arrays_of, batch_script, problems, ranges
 from imgnet.launch.slurm.commands import JobState
 from imgnet.launch.slurm.snapshot import snapshot_of_now, take_snapshot
 from imgnet.launch.workers.cores import parse_core_list, share_of_cores
+from imgnet.suggest import RENAMED
 from tests.commands import ROOT, run_py
 
 
@@ -66,7 +75,7 @@ def test_runs_of_equal_resources_are_one_array() -> None:
 
 
 def test_script_asks_for_what_the_preset_says() -> None:
-    script = script_of(["cluster=32xT4"], mem_gb=100, partition="gpu", account="me", max_parallel=3)
+    script = script_of(["cluster=32xT4"], mem_gb=100, partition="gpu", account="me", array_parallelism=3)
     options = {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")}
     assert {
         "--nodes=4",
@@ -88,7 +97,7 @@ def test_script_asks_for_what_the_preset_says() -> None:
 
 def test_every_run_of_an_array_has_its_own_directory_and_log() -> None:
     script = script_of(
-        ["seed=1", "cluster=4xA40"], ["seed=2", "cluster=4xA40"], folder=Path("/a b/100%"), max_parallel=1
+        ["seed=1", "cluster=4xA40"], ["seed=2", "cluster=4xA40"], folder=Path("/a b/100%"), array_parallelism=1
     )
     assert "#SBATCH --array=0-1%1\n" in script
     assert "#SBATCH --output='/a b/100%%/%a/logs/slurm.log'\n" in script
@@ -99,12 +108,12 @@ def test_every_run_of_an_array_has_its_own_directory_and_log() -> None:
 def test_values_reach_the_shell_as_they_were(value: str) -> None:
     array = arrays_of(ONE_RUN, Path("/code"), Path("/here"))[0]
     script = batch_script(
-        replace(array, cluster=replace(array.cluster, env={"SAID": value}, srun=["--comment", value]))
+        replace(array, cluster=replace(array.cluster, env={"SAID": value}, srun_args=[f"--comment={value}"]))
     )
     export = next(line for line in script.split("\n") if line.startswith("export SAID="))
     assert shlex.split(export) == ["export", f"SAID={value}"]
     srun = script.partition("  srun ")[2].partition(" \\\n")[0]
-    assert shlex.split(srun)[-2:] == ["--comment", value]
+    assert shlex.split(srun)[-1] == f"--comment={value}"
 
 
 ONE_RUN = queued(["cluster=4xA40"])
@@ -116,8 +125,8 @@ def test_script_is_shell_and_dry_run_prints_it(tmp_path: Path) -> None:
         "cluster=4xA40,8xA40",
         "cluster.dry_run=true",
         "cluster.setup=[module load cuda]",
-        "+cluster.sbatch.qos=high",
-        "+cluster.sbatch.exclusive=''",
+        "cluster.qos=high",
+        "+cluster.additional_parameters.exclusive=true",
         cwd=tmp_path,
         PATH="/usr/bin:/bin",
     )
@@ -137,13 +146,62 @@ def test_script_is_shell_and_dry_run_prints_it(tmp_path: Path) -> None:
 def test_free_parts_of_a_cluster_are_checked() -> None:
     (run,) = ONE_RUN
     assert isinstance(run.config.cluster, SlurmConfig)
-    bad = replace(run.config.cluster, env={"A B": "1"}, sbatch={"Q": "1", "array": "0-3"}, constraint="a\nb")
+    options = {
+        "Q": "1",
+        "array": "0-3",
+        "qos": "a",
+        "mail_user": "me",
+        "hold": False,
+        "nice": [1],
+        "x": "",
+        "spread": 3,
+    }
+    bad = replace(run.config.cluster, env={"A B": "1"}, additional_parameters=options, constraint="a\nb")
+    bad = replace(bad, srun_args=["--mpi=none", "nan", "--", "-n"], tasks_per_node=3, mem_gb=4, mem_per_gpu="1G")
     assert problems(bad) == [
         "cluster.env.A B: no name of a variable",
-        "cluster.sbatch.Q: no long name of an sbatch option (such as qos or mail-type)",
-        "cluster.sbatch.array is set by this package; remove it",
+        "cluster.additional_parameters.Q: no long name of an sbatch option (such as hold or exclusive)",
+        "cluster.additional_parameters.array is set by this package; remove it",
+        "cluster.additional_parameters.qos has a key of its own; write cluster.qos=...",
+        "cluster.additional_parameters.mail_user has a key of its own; write cluster.mail_user=...",
+        "cluster.additional_parameters.hold=False: must be a word or a number; an option without a value is true",
+        "cluster.additional_parameters.nice=[1]: must be a word or a number; an option without a value is true",
+        "cluster.additional_parameters.x='': must be a word or a number; an option without a value is true",
         "cluster.constraint='a\\nb': must be one line",
+        "cluster.srun_args[1]='nan': must be an option with its value, such as --mpi=none",
+        "cluster.srun_args[2]='--': must be an option with its value, such as --mpi=none",
+        "cluster.tasks_per_node=3 contradicts cluster.gpus_per_node=4: "
+        "a task is a worker, one for each GPU; leave it out",
+        "cluster.mem_gb and cluster.mem_per_gpu say the same thing twice; leave all but one out",
     ]
+
+
+def test_a_cluster_has_the_names_of_submitit_and_the_plugin() -> None:
+    """Each of theirs is a key, or is refused with what says it here; of each that is a key submitit gets the value."""
+    theirs = {*SlurmExecutor._equivalence_dict(), *SlurmExecutor._valid_parameters(), *declared(SlurmQueueConf)}
+    theirs -= set(SlurmExecutor._equivalence_dict().values()) - set(declared(SlurmQueueConf))
+    ours = set(declared(SlurmConfig))
+    assert ours - theirs == {"accelerator", "dry_run", "env", "gpu_type", "network", "wait"}
+    assert {*PASSED, "setup", "srun_args", "additional_parameters", "signal_delay_s"} < ours & theirs
+    for name in theirs - ours - {"_target_", "use_srun", "num_gpus"}:
+        with pytest.raises(HydraException) as caught:
+            composed("cluster=4xA40", f"cluster.{name}=1")
+        assert re.match(f"there is no cluster.{name}(:| any more;) .*[a-z]", explain(caught.value)), name
+
+
+def test_names_that_keys_had_are_refused_and_read() -> None:
+    for old, new in RENAMED.items():
+        with pytest.raises(HydraException) as caught:
+            composed("cluster=4xA40", f"{old}.x=1" if old.endswith("sbatch") else f"{old}=1")
+        assert explain(caught.value).startswith(f"there is no {old} any more; it is {new}")
+    old = plain(composed("cluster=4xA40"))
+    for key, name in RENAMED.items():
+        old["cluster"][key.removeprefix("cluster.")] = old["cluster"].pop(name.removeprefix("cluster."))
+    old["cluster"] |= {"sbatch": {"hold": "", "nice": "3"}, "notice_min": 4}
+    words = ["+cluster.sbatch.hold=''", "+cluster.sbatch.nice='3'", "cluster.notice_min=4", "seed=1"]
+    assert parse_saved(OmegaConf.create(old)) == composed("cluster=4xA40", *map(renamed, words))
+    assert renamed("~cluster.sbatch.hold") == "~cluster.additional_parameters.hold"
+    assert "cluster.cpus_per_gpu" in map(first_name, of_the_result(composed("cluster=4xA40")))
 
 
 @given(st.sets(st.integers(0, 60), min_size=1))
@@ -360,11 +418,12 @@ def test_status_shows_progress_time_left_and_errors(tmp_path: Path, monkeypatch:
 
 def test_status_names_what_may_change_the_result(tmp_path: Path) -> None:
     common = ["+experiments=quickstart", "cluster=4xA40"]
-    of_no_matter = ["cluster.partition=x", "+cluster.sbatch.hold=''", "tracking.project=y", "checkpoint.keep_last=5"]
+    hold = "+cluster.additional_parameters.hold=true"
+    of_no_matter = ["cluster.partition=x", hold, "tracking.project=y", "checkpoint.keep_last=5"]
     typed = [
         [*common, "topology=ring", "+cluster.env.A=1"],
         [*common, "topology=exp", *of_no_matter],
-        [*common, "topology=exp", "cluster.srun=[bold]", "~max_steps"],
+        [*common, "topology=exp", "cluster.srun_args=[bold]", "~max_steps"],
         [*common, *of_no_matter],
     ]
     runs = [_run_dir(tmp_path / f"sweep/{number}", "completed") for number in range(4)]
@@ -376,7 +435,7 @@ def test_status_names_what_may_change_the_result(tmp_path: Path) -> None:
     assert shown[4:8] == [
         ["0", "topology=ring", "+cluster.env.A=1", "-"],
         ["1", "topology=exp", "-"],
-        ["2", "topology=exp", "cluster.srun=[bold]", "~max_steps", "-"],
+        ["2", "topology=exp", "cluster.srun_args=[bold]", "~max_steps", "-"],
         ["3", "-", "-"],
     ]
 

@@ -108,13 +108,14 @@ def test_a_forecast_names_each_kind_of_run_once_and_what_it_cannot_say() -> None
 @pytest.mark.parametrize(("requeues", "verdict"), [(3, "allows that"), (2, "is too few")])
 def test_a_forecast_warns_of_jobs_that_are_too_short(requeues: int, verdict: str) -> None:
     slow = ("cluster=4xA40", "cluster.network.relative_speed=0.001", "cluster.timeout_min=1000")
-    config = composed(*RESNET, *slow, "epochs=1", f"cluster.max_requeues={requeues}")
+    config = composed(*RESNET, *slow, "epochs=1", f"cluster.max_num_timeout={requeues}")
     found = forecast([config])
     (prediction,) = found.predictions
     epochs = round(3.5 * 998 / 60 / prediction.run_h)
     assert forecast([replace(config, epochs=round(1000 / 60 / prediction.run_h) - 1)]).warnings == []
     (line,) = forecast([replace(config, epochs=epochs)]).warnings
-    assert line.endswith(f"ends a job before that, and it goes on in 3 more: cluster.max_requeues={requeues} {verdict}")
+    goes_on = "ends a job before that, and it goes on in 3 more"
+    assert line.endswith(f"{goes_on}: cluster.max_num_timeout={requeues} {verdict}")
     assert line.startswith("topology=allreduce cluster=4xA40: predicted to train for 5")
 
 

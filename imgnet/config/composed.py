@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imgnet.config.errors import ConfigError
 from imgnet.config.groups import group_schemas, schema_of_option
+from imgnet.config.renamed import rename
 from imgnet.config.schemas import HYDRA, RunConfig
 from imgnet.suggest import unknown_key
 
@@ -128,6 +129,7 @@ def parse_saved(saved: DictConfig) -> RunConfig:
 
 def _bring_up_to_date(saved: DictConfig) -> None:
     """A run that was made before there was a choice of how to average; rests between averages were the topology's."""
+    rename(saved)
     every = saved["topology"].pop("every", 1)
     if every > 1:
         saved["averaging"] = {"name": "local", "every": every, "overlap": True}

@@ -42,6 +42,8 @@ def _unknown_key(found: re.Match[str]) -> str:
         return f"there is no group {key!r}; {nearest(key, (*GROUP_SCHEMAS, STUDIES, *_GROUPS_OF_HYDRA))}"
     if key.startswith(("hydra.launcher.", "hydra.sweeper.")):
         return f"{unknown_key(key, ())}; cluster.<key> says how a run is started"
+    if found["schema"] == "dict":
+        return f"{key}: there is no such entry yet; a + before the word makes it"
     return unknown_key(key, _keys(found["schema"]))
 
 
@@ -150,7 +152,7 @@ _EXPLANATIONS = (
     (NO_WORD, _no_word),
     (r"is not a ListConfig, list or tuple.*?full_key: (?P<key>\S+)", _no_list),
     (
-        r"Key '[^']*' (?:is not in struct|not in '[^']*')\s+full_key: (?P<key>\S+)\s+(?:reference_type=\S+\s+)?"
+        r"Key '[^']*' (?:is not in struct|not in '[^']*')\s+full_key: (?P<key>\S+)\s+(?:reference_type=[^\n]+\s+)?"
         r"object_type=(?P<schema>\w+)",
         _unknown_key,
     ),

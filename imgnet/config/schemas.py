@@ -431,7 +431,10 @@ class SimulatedConfig(ClusterConfig):
 
 @dataclass
 class SlurmConfig(ClusterConfig):
-    """A Slurm job: ``nodes`` nodes with ``gpus_per_node`` workers each, one for each GPU."""
+    """A Slurm job: ``nodes`` nodes with ``gpus_per_node`` workers each, one for each GPU.
+
+    What submitit or ``hydra-submitit-launcher`` has a parameter for has its name and its meaning.
+    """
 
     nodes: Annotated[int, Interval(ge=1, le=10_000)] = MISSING
     gpus_per_node: Workers = MISSING
@@ -439,28 +442,38 @@ class SlurmConfig(ClusterConfig):
     """As the cluster's Slurm calls it; null: any."""
     accelerator: Accelerator = Accelerator.gpu
     """``cpu``: the job asks for its GPUs all the same, but its workers compute on the CPU. For trials."""
-    cpus_per_gpu: Annotated[int, Interval(ge=1, le=1024)] = 8
+    tasks_per_node: Workers | None = None
+    """A task is a worker; null: one for each GPU, and no other number is right."""
+    cpus_per_task: Annotated[int, Interval(ge=1, le=1024)] = 8
     mem_gb: Count | None = None
     """Memory of each node in 2^30 bytes, as Slurm counts; null: Slurm's default."""
+    mem_per_gpu: str | None = None
+    """Another way to say it, such as ``40G``; of it, ``mem_per_cpu`` and ``mem_gb`` one at most."""
+    mem_per_cpu: str | None = None
     timeout_min: Count = MISSING
     partition: str | None = None
     account: str | None = None
+    qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None
+    nodelist: str | None = None
+    dependency: str | None = None
+    comment: str | None = None
+    mail_user: str | None = None
+    mail_type: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables of the workers. No secrets: this is written to the run directory."""
     setup: list[str] = field(default_factory=list)
     """Shell lines before the workers start, such as ``module load cuda``. The first that fails ends the job."""
-    sbatch: dict[str, str] = field(default_factory=dict)
-    """Further sbatch options, by their long names; one that takes no value has an empty one."""
-    srun: list[str] = field(default_factory=list)
+    additional_parameters: dict[str, Any] = field(default_factory=dict)
+    """Further sbatch options, by their long names; one that takes no value is ``true``."""
+    srun_args: list[str] = field(default_factory=list)
     """Further srun arguments."""
-    max_requeues: WholeNumber = 3
+    max_num_timeout: WholeNumber = 3
     """How often a run that Slurm is about to end, and that has saved itself, is queued again to go on."""
-    notice_min: Annotated[int, Interval(ge=1, le=1092)] = 2
-    """Minutes before the time limit in which a run saves itself; Slurm may be a minute early. It counts them in
-    seconds, and to 65,535."""
-    max_parallel: Count | None = None
+    signal_delay_s: Annotated[int, Interval(ge=1, le=65_535)] = 120
+    """Seconds before the time limit in which a run saves itself; Slurm may be a minute early."""
+    array_parallelism: Count | None = None
     """How many runs of a sweep may be in progress at once, of those with equal resources; null: no bound of ours."""
     wait: bool = False
     """Show progress until all runs have ended, and exit non-zero if one failed; false: submit and return."""

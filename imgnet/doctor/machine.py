@@ -57,7 +57,7 @@ def cores(num_workers: int) -> Verdict:
     found = f"{here} of the machine's {all_of_them}, for {num_workers} workers"
     if here >= num_workers:
         return Verdict.ok("cores", found)
-    of_slurm = "in a job of Slurm ask for more (cluster.cpus_per_gpu); " if here < all_of_them else ""
+    of_slurm = "in a job of Slurm ask for more (cluster.cpus_per_task); " if here < all_of_them else ""
     return Verdict.warning("cores", found, f"{of_slurm}fewer workers (cluster.cpu_workers_per_node) train as fast")
 
 

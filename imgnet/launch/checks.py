@@ -117,10 +117,10 @@ def _likeness_problems(config: RunConfig, cluster: SimulatedConfig) -> Iterator[
 
 
 def _slurm_problems(config: RunConfig, cluster: SlurmConfig) -> Iterator[str]:
-    if cluster.max_requeues and cluster.notice_min >= cluster.timeout_min:
+    if cluster.max_num_timeout and cluster.signal_delay_s >= 60 * cluster.timeout_min:
         yield (
-            f"cluster.notice_min={cluster.notice_min} leaves nothing of cluster.timeout_min={cluster.timeout_min}; "
-            "cluster.max_requeues=0 gives no notice"
+            f"cluster.signal_delay_s={cluster.signal_delay_s} leaves nothing of cluster.timeout_min="
+            f"{cluster.timeout_min}; cluster.max_num_timeout=0 gives no notice"
         )
     yield from batch.problems(cluster)
     for name in cluster.env:

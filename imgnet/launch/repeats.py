@@ -13,6 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from imgnet.checkpoint.manifest import steps_of
 from imgnet.config import Mode, RunConfig, SlurmConfig
+from imgnet.config.renamed import first_name, renamed
 from imgnet.config.settings import NOT_IN_THE_RESULT, is_among, of_the_result
 from imgnet.launch.follow.observe import Observed, observe
 from imgnet.launch.owner import who_works
@@ -24,12 +25,13 @@ STANDARD_FOLDER = Path("multirun_outputs")
 
 def identity(config: RunConfig) -> str:
     """Sixteen hexadecimal digits, the same for runs that would give the same result."""
-    return hashlib.sha256(json.dumps(of_the_result(config), sort_keys=True).encode()).hexdigest()[:16]
+    settings = {first_name(key): value for key, value in of_the_result(config).items()}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def counts(override: str) -> bool:
     """Whether what was typed, such as ``optimizer.lr=0.1``, may change what a run gives."""
-    return not is_among(NOT_IN_THE_RESULT, override.lstrip("+~").partition("=")[0])
+    return not is_among(NOT_IN_THE_RESULT, renamed(override).lstrip("+~").partition("=")[0])
 
 
 def skips_completed(config: RunConfig) -> bool:

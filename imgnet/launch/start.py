@@ -119,7 +119,10 @@ def _work_for(job: Submitted, composed: DictConfig) -> None:
     layout = layout_of(config.cluster, placement)
     if placement.world_size != layout.world_size or placement.local_world_size != layout.workers_per_node:
         raise ConfigError(
-            [f"srun started {placement}, and {layout} was submitted; see cluster.sbatch and cluster.srun"]
+            [
+                f"srun started {placement}, and {layout} was submitted; "
+                "see cluster.additional_parameters and cluster.srun_args"
+            ]
         )
     if placement.rank == 0:
         _say_what_has_changed(config, composed)

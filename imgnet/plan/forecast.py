@@ -50,13 +50,13 @@ def _too_long(config: RunConfig, prediction: Prediction) -> Iterator[str]:
     cluster = config.cluster
     if not isinstance(cluster, SlurmConfig) or 60 * prediction.run_h <= cluster.timeout_min:
         return
-    of_each = cluster.timeout_min - (cluster.notice_min if cluster.max_requeues else 0)
+    of_each = cluster.timeout_min - (cluster.signal_delay_s / 60 if cluster.max_num_timeout else 0)
     further = math.ceil(60 * prediction.run_h / of_each) - 1
-    verdict = "allows that" if further <= cluster.max_requeues else "is too few"
+    verdict = "allows that" if further <= cluster.max_num_timeout else "is too few"
     yield (
         f"topology={prediction.topology} cluster={prediction.cluster}: predicted to train for {prediction.run_h:.1f} "
         f"h; cluster.timeout_min={cluster.timeout_min} ends a job before that, and it goes on in {further} more: "
-        f"cluster.max_requeues={cluster.max_requeues} {verdict}"
+        f"cluster.max_num_timeout={cluster.max_num_timeout} {verdict}"
     )
 
 

@@ -46,7 +46,7 @@ BACK_WITHIN_S = 400.0
 """How long a run may take to train again: Slurm's time to notice, its queue, a busy machine's time to import torch."""
 DISK_MB = 160
 GPUS = "gpu:A40:2"
-EXCLUSIVE = ("+cluster.sbatch.exclusive=''",)
+EXCLUSIVE = ("+cluster.additional_parameters.exclusive=true",)
 SHAPES = {
     "ring on one node": ("topology=ring", "cluster=4xA40", "cluster.gpus_per_node=2"),
     "allreduce on one node": ("topology=allreduce", "cluster=4xA40", "cluster.gpus_per_node=2"),
@@ -246,7 +246,7 @@ class Lane:
 
 
 def submit(user: User, shape: tuple[str, ...], epochs: int) -> Path:
-    often = ("checkpoint.every_min=0.05", "cluster.max_requeues=1000", "skip_completed=false")
+    often = ("checkpoint.every_min=0.05", "cluster.max_num_timeout=1000", "skip_completed=false")
     before = set(user.runs())
     done = user.run_py("+experiments=quickstart", f"epochs={epochs}", *shape, *EXCLUSIVE, *often)
     assert done.returncode == 0, done.stderr

@@ -57,7 +57,7 @@ def test_worker_of_second_node_ends_the_job(developer: User, death: str) -> None
 
 
 def test_dead_node_ends_the_job(user: User) -> None:
-    once = ("cluster.max_requeues=0", "cluster.wait=true")  # else Slurm starts it again on another node
+    once = ("cluster.max_num_timeout=0", "cluster.wait=true")  # else Slurm starts it again on another node
     command = user.start_run_py(*QUICK, "epochs=2000", "cluster=8xA40", *once)
     wait_until(lambda: len(user.runs()) == 1, "a run directory")
     (run_dir,) = user.runs()

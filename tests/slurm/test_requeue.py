@@ -99,9 +99,9 @@ def test_a_disturbed_job_comes_back_and_equals_the_undisturbed(
 @pytest.mark.timeout(1500)
 def test_a_run_that_reaches_its_time_limit_goes_on_and_equals_the_undisturbed(user: User) -> None:
     long = f"epochs={2 * NUM_EPOCHS}"
-    often = ("cluster.max_requeues=20",)  # a busy machine reaches the limit again and again
+    often = ("cluster.max_num_timeout=20",)  # a busy machine reaches the limit again and again
     wanted = submit(user, long)
-    run_dir = submit(user, long, "skip_completed=false", "cluster.timeout_min=2", "cluster.notice_min=1", *often)
+    run_dir = submit(user, long, "skip_completed=false", "cluster.timeout_min=2", "cluster.signal_delay_s=60", *often)
     wait_until(lambda: run_json(run_dir).get("requeues", 0) >= 1, "Slurm's notice", timeout_s=LIMIT_S)
     for run in (wanted, run_dir):
         wait_for_completion(run, timeout_s=2 * LIMIT_S)

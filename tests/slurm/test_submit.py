@@ -68,7 +68,7 @@ def test_topology_over_two_nodes(user: User) -> None:
 
 
 def test_sweep_is_two_arrays_and_is_made_once(user: User) -> None:
-    sweep = (*QUICK, "topology=ring,exp", "cluster=4xA40,8xA40", "cluster.max_parallel=4")
+    sweep = (*QUICK, "topology=ring,exp", "cluster=4xA40,8xA40", "cluster.array_parallelism=4")
     sweep = (*sweep, "max_steps=30")
     submitted = user.run_py(*sweep)
     assert submitted.returncode == 0, submitted.stderr
@@ -96,7 +96,7 @@ def test_sweep_is_two_arrays_and_is_made_once(user: User) -> None:
     assert len(user.runs()) == 4
 
     (run_dirs[3] / "run.json").unlink()
-    again = user.run_py(*sweep, "+cluster.sbatch.hold=''")
+    again = user.run_py(*sweep, "+cluster.additional_parameters.hold=true")
     assert again.stdout.count("skipped, completed before") == 3, again.stdout
     assert again.stdout.count("submitted job") == 1
     (new,) = set(user.runs()) - set(run_dirs)
@@ -104,7 +104,7 @@ def test_sweep_is_two_arrays_and_is_made_once(user: User) -> None:
 
 
 def test_edit_after_submission_changes_no_queued_job(developer: User) -> None:
-    held = developer.run_py(*QUICK, "cluster=4xA40", "max_steps=30", "+cluster.sbatch.hold=''")
+    held = developer.run_py(*QUICK, "cluster=4xA40", "max_steps=30", "+cluster.additional_parameters.hold=true")
     assert held.returncode == 0, held.stderr
     (run_dir,) = developer.runs()
     developer.edit("imgnet/train.py", "import time\n", "raise RuntimeError('edited')\n")
@@ -118,7 +118,7 @@ def test_edit_after_submission_changes_no_queued_job(developer: User) -> None:
 
 def test_job_whose_directory_is_gone_does_not_run_elsewhere(user: User, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    held = user.run_py(*QUICK, "cluster=4xA40", f"hydra.sweep.dir={runs}", "+cluster.sbatch.hold=''")
+    held = user.run_py(*QUICK, "cluster=4xA40", f"hydra.sweep.dir={runs}", "+cluster.additional_parameters.hold=true")
     assert held.returncode == 0, held.stderr
     shutil.rmtree(user.folder)
     user.slurm.ask("scontrol", "release", job_id(runs / "0"))
@@ -141,7 +141,7 @@ def test_controller_that_hangs_reads_as_what_it_is(user: User) -> None:
 
 
 def test_hundred_runs_are_submitted_without_torch(user: User) -> None:
-    hold = "+cluster.sbatch.hold=''"
+    hold = "+cluster.additional_parameters.hold=true"
     start = time.monotonic()
     submitted = user.run_py(*QUICK, "seed=range(1,101)", "cluster=4xA40", hold, PYTHONPROFILEIMPORTTIME="1")
     seconds = time.monotonic() - start

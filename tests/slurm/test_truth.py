@@ -18,7 +18,7 @@ from tests.test_full_disk import fill
 
 pytestmark = pytest.mark.slurm
 LONG = (*QUICK, "epochs=2000", "cluster=4xA40")
-HELD = "+cluster.sbatch.hold=''"
+HELD = "+cluster.additional_parameters.hold=true"
 
 
 def submit(user: User, *arguments: str) -> list[Path]:

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,8 +19,37 @@ from submitit import SlurmExecutor
 
 from imgnet.config import RunConfig, SlurmConfig
 
-OURS = ("array", "chdir", "ntasks-per-node", "open-mode", "output", "parsable", "test-only", "wait", "wrap")
+PASSED = (
+    "nodes",
+    "cpus_per_task",
+    "mem_gb",
+    "mem_per_gpu",
+    "mem_per_cpu",
+    "timeout_min",
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "exclude",
+    "nodelist",
+    "dependency",
+    "comment",
+    "mail_user",
+    "mail_type",
+)
+"""Keys of a cluster that go to submitit as they are."""
+OURS = ("array", "chdir", "error", "open-mode", "output", "parsable", "signal", "test-only", "wait", "wrap")
 """sbatch options that a user may not set, because the script depends on them."""
+SAID_BY = {
+    **{name.replace("_", "-"): name for name in PASSED},
+    "gpus-per-node": "gpus_per_node",
+    "mem": "mem_gb",
+    "no-requeue": "max_num_timeout",
+    "ntasks-per-node": "gpus_per_node",
+    "requeue": "max_num_timeout",
+    "time": "timeout_min",
+}
+"""sbatch options that have a key of their own."""
 
 
 @dataclass(frozen=True)
@@ -94,20 +123,12 @@ class BatchExecutor(SlurmExecutor):
 def _resources(array: JobArray) -> dict[str, Any]:
     """What the jobs ask for, in submitit's words that all its executors share, and in those of Slurm."""
     cluster = array.cluster
-    wanted = {
+    wanted = {name: getattr(cluster, name) for name in PASSED} | {
         "name": ",".join(sorted({run.config.name for run in array.runs})),
-        "nodes": cluster.nodes,
         "tasks_per_node": cluster.gpus_per_node,
-        "cpus_per_task": cluster.cpus_per_gpu,
         "gres": gpus(cluster),
-        "mem_gb": cluster.mem_gb,
-        "timeout_min": cluster.timeout_min,
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "constraint": cluster.constraint,
-        "exclude": cluster.exclude,
         # To all workers, which save and end; job.py then queues the job again. 0: never.
-        "signal_delay_s": 60 * cluster.notice_min if cluster.max_requeues else 0,
+        "signal_delay_s": cluster.signal_delay_s if cluster.max_num_timeout else 0,
     }
     return {name: value for name, value in wanted.items() if value is not None}
 
@@ -116,12 +137,12 @@ def _placement(array: JobArray) -> dict[str, Any]:
     """Where the script runs, what it prints to, and what it does before its command."""
     cluster = array.cluster
     own: dict[str, Any] = {"chdir": array.working_dir, "output": _output(array)}
-    own["requeue" if cluster.max_requeues else "no-requeue"] = True
+    own["requeue" if cluster.max_num_timeout else "no-requeue"] = True
     if len(array.runs) > 1:
-        at_once = f"%{cluster.max_parallel}" if cluster.max_parallel else ""
+        at_once = f"%{cluster.array_parallelism}" if cluster.array_parallelism else ""
         own["array"] = ranges(run.number for run in array.runs) + at_once
-    further = {name: value or True for name, value in cluster.sbatch.items()}
-    return {"use_srun": False, "stderr_to_stdout": True, "setup": _setup(array), "additional_parameters": own | further}
+    options = own | cluster.additional_parameters
+    return {"use_srun": False, "stderr_to_stdout": True, "setup": _setup(array), "additional_parameters": options}
 
 
 def _setup(array: JobArray) -> list[str]:
@@ -168,8 +189,8 @@ def _srun(cluster: SlurmConfig) -> list[str]:
         "--wait=0",  # rank 0 may write for longer than a site lets the last task of a step live
         "--distribution=block",  # ranks of a node are contiguous
         "--cpu-bind=none",  # workers bind themselves, next to their GPUs
-        f"--cpus-per-task={cluster.cpus_per_gpu}",  # since Slurm 22.05 srun does not take it over from sbatch
-        *cluster.srun,
+        f"--cpus-per-task={cluster.cpus_per_task}",  # since Slurm 22.05 srun does not take it over from sbatch
+        *cluster.srun_args,
     ]
 
 
@@ -183,14 +204,41 @@ def ranges(numbers: Iterable[int]) -> str:
 def problems(cluster: SlurmConfig) -> list[str]:
     """What in the free parts of a cluster would not be read by Slurm as it was meant."""
     found = [f"cluster.env.{name}: no name of a variable" for name in _not_like(r"[A-Za-z_][A-Za-z0-9_]*", cluster.env)]
-    found += [
-        f"cluster.sbatch.{name}: no long name of an sbatch option (such as qos or mail-type)"
-        for name in _not_like(r"[a-z][a-z0-9-]*", cluster.sbatch)
-    ]
-    found += [f"cluster.sbatch.{name} is set by this package; remove it" for name in cluster.sbatch if name in OURS]
+    for name, value in cluster.additional_parameters.items():
+        found += [f"cluster.additional_parameters.{name}{why}" for why in _wrong_option(str(name), value)]
     words = {name: value for name, value in vars(cluster).items() if isinstance(value, str)}
-    words |= {f"sbatch.{name}": value for name, value in cluster.sbatch.items()}
-    return found + [f"cluster.{name}={value!r}: {why}" for name, value in words.items() if (why := _unreadable(value))]
+    found += [f"cluster.{name}={value!r}: {why}" for name, value in words.items() if (why := _unreadable(value))]
+    found += [
+        f"cluster.srun_args[{place}]={word!r}: must be an option with its value, such as --mpi=none"
+        for place, word in enumerate(cluster.srun_args)
+        if not re.match(r"--?[A-Za-z]", word)
+    ]
+    return [*found, *_contradictions(cluster)]
+
+
+def _wrong_option(name: str, value: Any) -> Iterator[str]:
+    """What stands against an sbatch option, for the end of a line that begins with its name."""
+    if name in OURS:
+        yield " is set by this package; remove it"
+    elif key := SAID_BY.get(name.replace("_", "-")):
+        yield f" has a key of its own; write cluster.{key}=..."
+    elif not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        yield ": no long name of an sbatch option (such as hold or exclusive)"
+    elif isinstance(value, str) and value:
+        yield from (f"={value!r}: {why}" for why in [_unreadable(value)] if why)
+    elif value is not True and (isinstance(value, bool) or not isinstance(value, int | float)):
+        yield f"={value!r}: must be a word or a number; an option without a value is true"
+
+
+def _contradictions(cluster: SlurmConfig) -> Iterator[str]:
+    if cluster.tasks_per_node not in (None, cluster.gpus_per_node):
+        yield (
+            f"cluster.tasks_per_node={cluster.tasks_per_node} contradicts cluster.gpus_per_node="
+            f"{cluster.gpus_per_node}: a task is a worker, one for each GPU; leave it out"
+        )
+    memory = [name for name in ("mem_gb", "mem_per_gpu", "mem_per_cpu") if getattr(cluster, name) is not None]
+    if len(memory) > 1:
+        yield f"cluster.{' and cluster.'.join(memory)} say the same thing twice; leave all but one out"
 
 
 def problems_of_folders(runs: Sequence[QueuedRun], working_dir: Path) -> list[str]:

@@ -41,7 +41,7 @@ _HINTS = (
     ("partition", "cluster.partition"),
     ("account", "cluster.account"),
     ("feature", "cluster.constraint"),
-    ("node configuration", "cluster.nodes, cluster.gpus_per_node, cluster.cpus_per_gpu, cluster.mem_gb"),
+    ("node configuration", "cluster.nodes, cluster.gpus_per_node, cluster.cpus_per_task, cluster.mem_gb"),
     ("time limit", "cluster.timeout_min"),
 )
 

@@ -141,8 +141,8 @@ def _queue_again(run_dir: Path) -> int:
     config = read(run_dir / ".hydra" / "config.yaml")
     assert isinstance(config.cluster, SlurmConfig)
     requeues = int(read_json(run_dir / "run.json").get("requeues", 0))
-    if requeues >= config.cluster.max_requeues:
-        sys.stderr.write(f"saved, but not queued again: cluster.max_requeues={config.cluster.max_requeues}\n")
+    if requeues >= config.cluster.max_num_timeout:
+        sys.stderr.write(f"saved, but not queued again: cluster.max_num_timeout={config.cluster.max_num_timeout}\n")
         return 1
     rundir.write_run(run_dir, status="queued", requeues=requeues + 1)
     done = subprocess.run(["scontrol", "requeue", slurm_job_id()], capture_output=True, text=True, check=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from imgnet.config import ConfigError, parse_saved
+from imgnet.config.renamed import renamed
 from imgnet.launch import owner
 from imgnet.launch.checks import check
 from imgnet.launch.follow.observe import Observed, observe
@@ -71,5 +72,6 @@ def _is_lacking(one: Observed) -> bool:
 
 def _queued_run(run_dir: Path, memory: dict[str, object]) -> QueuedRun:
     config = parse_saved(OmegaConf.create(memory["config"]))  # type: ignore[arg-type]
-    overrides, sources = list(memory["overrides"]), list(memory.get("sources", []))  # type: ignore[call-overload]
+    overrides = [renamed(word) for word in memory["overrides"]]  # type: ignore[attr-defined]
+    sources = list(memory.get("sources", []))  # type: ignore[call-overload]
     return QueuedRun(int(run_dir.name), config, overrides, run_dir, sources)
