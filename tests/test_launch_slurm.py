@@ -396,6 +396,26 @@ def test_status_is_made_of_files_and_slurm(tmp_path: Path, monkeypatch: pytest.M
     assert "does not know the job any more" in rundir.read_json(tmp_path / "lost/run.json")["error"]
 
 
+def test_the_end_of_a_job_ends_a_run_that_somebody_else_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answers(monkeypatch, squeue=SQUEUE + "20|N/A|NODE_FAIL|NodeDown\n")
+    inside = {"alive": "12_0", "node": "20", "forgotten": "77", "said": "20", "elsewhere": "20"}
+    for name, job in inside.items():
+        cluster = "there" if name == "elsewhere" else "here"
+        status = "preempted" if name == "said" else "running"
+        _run_dir(tmp_path / name, status, inside={"job": job, "cluster": cluster}, error=None)
+    seen = {one.run_dir.name: (one.status, one.run["error"]) for one in observe([tmp_path / name for name in inside])}
+    assert seen == {
+        "alive": ("running", None),
+        "node": ("failed", "Slurm lost a node"),
+        "forgotten": ("failed", "job 77 is over, and the run left no word of its end"),
+        "said": ("preempted", None),
+        "elsewhere": ("running", None),
+    }
+    assert rundir.read_json(tmp_path / "node/run.json")["status"] == "failed"
+
+
 def test_nothing_is_settled_while_slurm_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _answers(monkeypatch)
     (one,) = observe([_run_dir(tmp_path / "runs", "running", "12_0")])

@@ -29,7 +29,9 @@ from imgnet.runtime import (
     available_cores,
     placement_from_environment,
     prefer_loopback,
+    running_under_slurm,
     share_threads,
+    slurm_job,
     submitted,
 )
 
@@ -70,6 +72,8 @@ def no_other_launcher(cluster: str, typed: str) -> str:
 
 def _create(run_dir: Path, composed: DictConfig, config: RunConfig, layout: Layout) -> None:
     _make(run_dir, composed, config, layout)
+    job = slurm_job() if running_under_slurm() else None
+    rundir.write_run(run_dir, inside=None if job is None else {"job": job.name, "cluster": job.cluster})
     if isinstance(config.cluster, SimulatedConfig) and config.cluster.like is not None:
         from imgnet.plan.forecast import predicted_like
 

@@ -1,15 +1,12 @@
 """Hydra's own spelling: the plugin's launchers exactly as published, on a Slurm without accounting."""
 
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.slurm.conftest import QUICK, User, run_json, wait_until
-from tests.slurm.private import environment_of
+from tests.slurm.conftest import QUICK, User, run_json
 
 pytestmark = pytest.mark.slurm
 TWO_BY_TWO = (
@@ -60,17 +57,3 @@ def test_a_rank_that_raises_is_named(developer: User) -> None:
         "rank 3 failed: RuntimeError: unwell",
     )
     assert "rank 3 failed: RuntimeError: unwell" in done.stderr
-
-
-def test_a_job_that_ends_without_a_result_is_seen_at_once(user: User) -> None:
-    command = user.start_run_py(*QUICK, *TWO_BY_TWO, "epochs=2000")
-    wait_until(lambda: any((run / "metrics.csv").exists() for run in user.runs()), "training has begun")
-    (job,) = user.slurm.ask("squeue", "-h", "-o", "%A").split()
-    mark = f"SLURM_JOB_ID={job}".encode()
-    for pid in [pid for pid in user.slurm.processes() if mark in environment_of(pid)]:
-        os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not user.slurm.ask("squeue", "-h", "-t", "PENDING,RUNNING,COMPLETING"), "the job is over")
-    _, said = command.communicate(timeout=60)  # asking accounting, submitit would need minutes
-    assert command.returncode == 1
-    assert f"Job {job} (task: 0)" in said
-    assert "has not produced any output" in said

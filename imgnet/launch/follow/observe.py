@@ -63,6 +63,21 @@ class _Look:
     def job_id(self) -> str | None:
         return self.submission.get("slurm_job_id")
 
+    @property
+    def inside(self) -> dict[str, str] | None:
+        """The job around a run that somebody else submitted, while the run does not say that it has ended."""
+        return self.run.get("inside") if self.job_id is None and self.status == "running" else None
+
+    @property
+    def asked_for(self) -> str | None:
+        """The job that Slurm is asked for."""
+        return self.inside["job"] if self.inside else self.job_id
+
+    @property
+    def cluster(self) -> str | None:
+        """What the Slurm calls itself that has this job."""
+        return (self.inside or self.submission).get("cluster")
+
 
 def observe(run_dirs: Sequence[Path], *, must_answer: bool = False) -> list[Observed]:
     """Look at runs. One that Slurm ended, or lost, before it could say so gets its end written down.
@@ -77,7 +92,7 @@ def observe(run_dirs: Sequence[Path], *, must_answer: bool = False) -> list[Obse
         ConfigError: it must, and does not.
     """
     looks = [_look(run_dir) for run_dir in run_dirs]
-    open_looks = [look for look in looks if look.job_id and look.status != "completed"]
+    open_looks = [look for look in looks if look.asked_for and look.status != "completed"]
     try:
         here = slurm.cluster_name() if open_looks else ""
         asked = [look for look in open_looks if _cluster(look, here) is None]
@@ -86,7 +101,7 @@ def observe(run_dirs: Sequence[Path], *, must_answer: bool = False) -> list[Obse
         if must_answer:
             raise ConfigError([str(silence)]) from None
         return [_unanswered(look) for look in looks]
-    return [_judge(look, states.get(look.job_id or ""), _cluster(look, here)) for look in looks]
+    return [_judge(look, states.get(look.asked_for or ""), _cluster(look, here)) for look in looks]
 
 
 def _look(run_dir: Path) -> _Look:
@@ -95,13 +110,12 @@ def _look(run_dir: Path) -> _Look:
 
 def _cluster(look: _Look, here: str) -> str | None:
     """The name of the cluster that has the run's job, where that is another one."""
-    name = look.submission.get("cluster")
-    return name if name and here and name != here else None
+    return look.cluster if look.cluster and here and look.cluster != here else None
 
 
 def _ask(looks: Sequence[_Look]) -> dict[str, JobState]:
-    ended = [look.job_id for look in looks if look.job_id and look.status in FILE_ENDS]
-    going = [look.job_id for look in looks if look.job_id and look.status not in FILE_ENDS]
+    ended = [look.asked_for for look in looks if look.asked_for and look.status in FILE_ENDS]
+    going = [look.asked_for for look in looks if look.asked_for and look.status not in FILE_ENDS]
     users = {look.run_dir.stat().st_uid for look in looks if look.run_dir.is_dir()}
     return slurm.job_states(going, ended=ended, users=sorted(users))
 
@@ -120,6 +134,8 @@ def _judge(look: _Look, state: JobState | None, cluster: str | None) -> Observed
     if cluster is not None:
         shown = f"job of cluster {cluster}, which alone knows it"
         return Observed(look.run_dir, look.run, look.job_id, look.status, look.status, shown, _is_open(look), cluster)
+    if look.inside and (state is None or state.is_over):
+        look = _settled(look, state)
     if look.job_id is None or look.status == "completed":
         shown = str(look.run.get("status", "not submitted"))
         return Observed(look.run_dir, look.run, look.job_id, look.status, shown)
@@ -147,7 +163,7 @@ def _is_to_begin_again(look: _Look, state: JobState) -> bool:
 
 def _settled(look: _Look, state: JobState | None) -> _Look:
     """Write the end of a run whose job is over; unless the run did so itself, as it does in all but hard ends."""
-    if _is_settled(look, state) or _somebody_else_works(look):
+    if _is_settled(look, state) or (look.inside is None and _somebody_else_works(look)):
         return look
     now = _look(look.run_dir)
     if (now.run, now.job_id) != (look.run, look.job_id):
@@ -185,6 +201,8 @@ def _ending(look: _Look, state: JobState | None) -> Ending:
     by_slurm = slurms_ending(look.run_dir, state, log_from=log_from)
     if by_slurm is not None:
         return by_slurm
+    if look.inside:
+        return Ending("failed", RunFailed(f"job {look.inside['job']} is over, and the run left no word of its end"))
     records = rundir.read_exit_records(look.run_dir).values() if look.status == "running" else ()
     if any(record.how in ("raised", "killed") for record in records):
         return Ending("failed", root_cause(look.run_dir, int(look.run.get("world_size", 0))))
