@@ -203,6 +203,26 @@ def test_a_verification_that_was_ended_goes_on(tmp_path):
     assert not any(step.problems for step in verify(tmp_path, open_all(tmp_path), 1))
 
 
+def likeness_of_drawn(folder, likeness):
+    """How much higher pictures of a class correlate than those of two classes, the mean over pairs."""
+    size = ["--width", 64, "--height", 48, "--likeness", likeness]
+    done = imgnet("synthesize", folder, "--num-classes", 4, "--per-class", 10, *size, "--workers", 1)
+    assert done.exit_code == 0, done.stderr
+    drawn = [Image.open(path) for part in sorted((folder / "train").iterdir()) for path in part.iterdir()]
+    correlations = np.corrcoef([np.asarray(image, dtype=float).ravel() for image in drawn])
+    classes = np.repeat(np.arange(4), 10)
+    is_same = classes[:, None] == classes
+    return correlations[is_same & ~np.eye(40, dtype=bool)].mean() - correlations[~is_same].mean()
+
+
+def test_drawn_classes_may_be_learned(tmp_path):
+    assert abs(likeness_of_drawn(tmp_path / "unlike", 0)) < 0.1
+    assert 0.2 < likeness_of_drawn(tmp_path / "alike", 0.6) < 0.6
+    assert likeness_of_drawn(tmp_path / "the same", 1) > 0.8  # but for their grain
+    done = imgnet("synthesize", tmp_path, "--num-classes", 2, "--per-class", 2, "--likeness", "nan")
+    assert (done.exit_code, done.stderr) == (2, "--likeness nan: it is from 0 to 1\n")
+
+
 def wait_for(condition):
     deadline = time.monotonic() + 60
     while not condition():

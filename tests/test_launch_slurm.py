@@ -401,10 +401,10 @@ def test_the_end_of_a_job_ends_a_run_that_somebody_else_submitted(
 ) -> None:
     _answers(monkeypatch, squeue=SQUEUE + "20|N/A|NODE_FAIL|NodeDown\n")
     inside = {"alive": "12_0", "node": "20", "forgotten": "77", "said": "20", "elsewhere": "20"}
-    for name, job in inside.items():
+    for name, slurm_job in inside.items():
         cluster = "there" if name == "elsewhere" else "here"
         status = "preempted" if name == "said" else "running"
-        _run_dir(tmp_path / name, status, inside={"job": job, "cluster": cluster}, error=None)
+        _run_dir(tmp_path / name, status, inside={"job": slurm_job, "cluster": cluster}, error=None)
     seen = {one.run_dir.name: (one.status, one.run["error"]) for one in observe([tmp_path / name for name in inside])}
     assert seen == {
         "alive": ("running", None),

@@ -116,17 +116,23 @@ def synthesize(
     per_class: Annotated[int, typer.Option(min=1, help="Training images of each class; val gets a tenth of it.")],
     width: Annotated[int, typer.Option(min=16, help="Pixels.")] = 500,
     height: Annotated[int, typer.Option(min=16, help="Pixels.")] = 375,
+    likeness: Annotated[
+        float, typer.Option(help="How much images of a class have in common, 0 to 1; with 0 none can be learned.")
+    ] = 0.0,
     workers: Workers = None,
 ) -> None:
     """Draw JPEGs with the size and weight of ImageNet's (500 x 375, 110 KB), for benchmarks and tests.
 
-    The same arguments draw the same images. The classes cannot be learned.
+    The same arguments draw the same images.
     """
     from imgnet.data.tools.synthesize import num_images, synthesize
 
     def work() -> tuple[int, Iterable[int]]:
+        if not 0 <= likeness <= 1:  # nan as well
+            raise ValueError(f"--likeness {likeness:g}: it is from 0 to 1")
         numbers = {"num_classes": num_classes, "per_class": per_class, "width": width, "height": height}
-        return num_images(num_classes, per_class), synthesize(dst, **numbers, num_workers=_cores(workers))
+        drawn = synthesize(dst, **numbers, likeness=likeness, num_workers=_cores(workers))
+        return num_images(num_classes, per_class), drawn
 
     _run("drawing", "images", work)
     typer.echo(f"done: use it with data.root={dst} data.num_classes={num_classes}")
