@@ -15,7 +15,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmitit
 from omegaconf import DictConfig
 
 from imgnet.config import ConfigError
-from imgnet.launch.commandline import names_nothing, typed_overrides
+from imgnet.launch.commandline import names_nothing, runs_of, typed_overrides
 from imgnet.launch.composition import Composer
 from imgnet.launch.slurm.watcher import queue_watched
 from imgnet.launch.sweep import read_returns, refuse_what_others_cannot, run_sweep, typed_runs
@@ -84,7 +84,7 @@ class ImgnetSweeper(BasicSweeper):
         overrides = parser.parse_overrides(typed_overrides() or arguments)
         if empty := [override.input_line for override in overrides if names_nothing(override)]:
             raise ConfigError([f"{line}: names nothing, so there is no run to make" for line in empty])
-        (runs,) = self.split_arguments(overrides, None)
+        runs = runs_of(overrides)
         if isinstance(self.launcher, ImgnetLauncher):
             return self.launcher.launch(runs, initial_job_idx=0)
         return self._through_another(self.launcher, runs)
