@@ -125,7 +125,9 @@ ONE_RUN = queued(["cluster=4xA40"])
 def test_script_is_shell_and_dry_run_prints_it(tmp_path: Path) -> None:
     done = run_py(
         "+experiments=quickstart",
+        "zip=[cluster,seed]",
         "cluster=4xA40,8xA40",
+        "seed=3,4",
         "cluster.dry_run=true",
         "cluster.setup=[module load cuda]",
         "cluster.qos=high",
