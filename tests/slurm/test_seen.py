@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slurm
 SEEN_WITHIN_S = 30.0
 """It takes less than ten on an idle machine; asking accounting alone, submitit would need minutes."""
 COMMANDS = {
-    "cluster.wait": ("cluster=4xA40", "cluster.gpus_per_node=2", "cluster.max_requeues=0", "cluster.wait=true"),
+    "cluster.wait": ("cluster=4xA40", "cluster.gpus_per_node=2", "cluster.max_num_timeout=0", "cluster.wait=true"),
     "submitit_slurm": (
         "hydra/launcher=submitit_slurm",
         "hydra.launcher.partition=gpu",
@@ -90,7 +90,8 @@ class Waiting:
 def start(user: User, how: str, epochs: str) -> Waiting:
     runs, jobs = set(user.runs()), set(user.slurm.ask("squeue", "-h", "-o", "%A").split())
     command = user.start_run_py(*QUICK, *COMMANDS[how], epochs)
-    wait_until(lambda: bool(set(user.runs()) - runs), "a run directory")
+    wait_until(lambda: bool(set(user.runs()) - runs) or command.poll() is not None, "a run directory")
+    assert command.poll() is None, "the command ended before its job began"
     (run_dir,) = set(user.runs()) - runs
     (job,) = set(user.slurm.ask("squeue", "-h", "-o", "%A").split()) - jobs
     return Waiting(how, command, run_dir, job)
