@@ -156,6 +156,11 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
 
 
+def path_of_commands() -> str:
+    """Where commands are looked for: the user's path, and behind it the folder of this Python, which has ``imgnet``."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+
+
 def running_under_slurm() -> str | None:
     """The id of the Slurm job around this process, if there is one."""
     return os.environ.get("SLURM_JOB_ID")

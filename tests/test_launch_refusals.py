@@ -23,6 +23,22 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
     (["model=resnet"], ["model=resnet: there is no such model; did you mean 'resnet50'?"]),
     (["topology=zzzzz"], [f"topology=zzzzz: there is no such topology; known: {TOPOLOGIES}"]),
     (["topology=exxp"], [f"topology=exxp: there is no such topology; did you mean 'exp'? known: {TOPOLOGIES}"]),
+    (
+        [QUICK, "on_sweep_end=imgnt results {sweep}"],
+        ["on_sweep_end='imgnt results {sweep}': there is no command 'imgnt' on the path"],
+    ),
+    ([QUICK, 'on_sweep_end=imgnet "results'], ["on_sweep_end='imgnet \"results': No closing quotation"]),
+    ([QUICK, "on_sweep_end=imgnet doctor,true"], ["on_sweep_end=imgnet doctor,true: must be the same for all runs"]),
+    ([QUICK, "fail_fast=true,false"], ["fail_fast=True,False: must be the same for all runs of a command"]),
+    (
+        [QUICK, "fail_fast=true", "cluster=local,4xA40"],
+        ["fail_fast: some runs are for Slurm and some are not; sweep over them in two commands"],
+    ),
+    (
+        [QUICK, "fail_fast=true", "hydra/launcher=submitit_local"],
+        ["fail_fast: hydra/launcher=submitit_local knows of no other run of a sweep; leave it out"],
+    ),
+    ([QUICK, "cluster=4xA40", "cluster.runs_per_job=0"], ["cluster.runs_per_job=0 must be at least 1"]),
     (["topology="], [f"topology=: there is no such topology; known: {TOPOLOGIES}"]),
     (
         ["cluster=zzzzz"],
@@ -85,7 +101,10 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
     (["hydra/laucher=basic"], ["there is no group 'hydra/laucher'; did you mean 'hydra/launcher'?"]),
     (
         ["+experiments=zzzzz"],
-        ["there is no such experiment; known: digits_topologies/study, imagenet_resnet50/study, paper, quickstart"],
+        [
+            "there is no such experiment; known: digits_methods/study, digits_topologies/study, "
+            "imagenet_resnet50/study, paper, quickstart"
+        ],
     ),
     (
         ["+experiments=quickstrt"],

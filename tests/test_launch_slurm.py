@@ -186,7 +186,7 @@ def test_a_cluster_has_the_names_of_submitit_and_the_plugin() -> None:
     theirs = {*SlurmExecutor._equivalence_dict(), *SlurmExecutor._valid_parameters(), *declared(SlurmQueueConf)}
     theirs -= set(SlurmExecutor._equivalence_dict().values()) - set(declared(SlurmQueueConf))
     ours = set(declared(SlurmConfig))
-    assert ours - theirs == {"accelerator", "dry_run", "env", "gpu_type", "network", "wait"}
+    assert ours - theirs == {"accelerator", "dry_run", "env", "gpu_type", "network", "runs_per_job", "wait"}
     assert {*PASSED, "setup", "srun_args", "additional_parameters", "signal_delay_s"} < ours & theirs
     for name in theirs - ours - {"_target_", "use_srun", "num_gpus"}:
         with pytest.raises(HydraException) as caught:

@@ -473,8 +473,10 @@ class SlurmConfig(ClusterConfig):
     """How often a run that Slurm is about to end, and that has saved itself, is queued again to go on."""
     signal_delay_s: Annotated[int, Interval(ge=1, le=65_535)] = 120
     """Seconds before the time limit in which a run saves itself; Slurm may be a minute early."""
+    runs_per_job: Annotated[int, Interval(ge=1, le=64)] = 1
+    """So many runs of a sweep share a job, at the same time: its nodes, and each of its GPUs. For small ones."""
     array_parallelism: Count | None = None
-    """How many runs of a sweep may be in progress at once, of those with equal resources; null: no bound of ours."""
+    """How many jobs of a sweep may be in progress at once, of those with equal resources; null: no bound of ours."""
     wait: bool = False
     """Show progress until all runs have ended, and exit non-zero if one failed; false: submit and return."""
     dry_run: bool = False
@@ -559,6 +561,11 @@ class RunConfig:
     and NCCL. Staging, evaluation and checkpoints take what they take, unless a worker gives no sign of life in them."""
     skip_completed: bool | None = None
     """Leave out runs that are already completed with the same configuration; null: on Slurm yes, elsewhere no."""
+    fail_fast: bool = False
+    """When a run of a sweep fails, the others are ended, or not begun."""
+    on_sweep_end: str | None = None
+    """A command after the last run of a sweep, however the runs ended; ``{sweep}`` in it is the sweep's folder. It is
+    split into words as a shell does it, and started without one."""
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     topology: TopologyConfig = MISSING

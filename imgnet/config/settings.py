@@ -19,8 +19,10 @@ from imgnet.config.schemas import RunConfig
 NOT_IN_THE_RESULT = (
     # How a run is kept, shown, sent and repeated.
     "checkpoint",
+    "fail_fast",
     "hang_timeout_min",
     "log_every_steps",
+    "on_sweep_end",
     "profile",
     "skip_completed",
     "tracking",
@@ -48,6 +50,7 @@ NOT_IN_THE_RESULT = (
     "cluster.nodelist",
     "cluster.partition",
     "cluster.qos",
+    "cluster.runs_per_job",
     "cluster.signal_delay_s",
     "cluster.tasks_per_node",
     "cluster.timeout_min",

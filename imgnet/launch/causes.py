@@ -173,8 +173,8 @@ def slurms_ending(run_dir: Path, state: JobState | None, *, log_from: int = 0) -
         known = JobState("PREEMPTED")
     if known.state in _OTHER_ENDS:
         return Ending(saved, RunFailed(_OTHER_ENDS[known.state].format(timeout_min=_timeout_min(run_dir)), logs))
-    if rundir.read_json(run_dir / rundir.SUBMISSION).get("cancelled"):
-        return Ending("cancelled", RunFailed("cancelled with imgnet cancel", logs))
+    if why := rundir.read_json(run_dir / rundir.SUBMISSION).get("cancelled"):
+        return Ending("cancelled", RunFailed(why, logs))
     is_ending = known.state == "COMPLETING" and not known.reason  # all other ends have one by now
     if SOMEBODY in words or known.state == "CANCELLED" or is_ending:
         return Ending("cancelled", RunFailed("the job was cancelled", logs))

@@ -11,6 +11,7 @@ from imgnet.checkpoint import checks as checkpoint
 from imgnet.config import ConfigError, Mode, Precision, RunConfig, SimulatedConfig, SlurmConfig
 from imgnet.config.ranges import wrong_values
 from imgnet.data import checks as data
+from imgnet.launch import together
 from imgnet.launch.slurm import batch
 from imgnet.layout import Layout, layout_of
 from imgnet.models import checks as models
@@ -64,6 +65,7 @@ def _checks(config: RunConfig, layout: Layout | None, *, on_this_machine: bool) 
     cluster = config.cluster
     here = on_this_machine or not isinstance(cluster, SlurmConfig)
     yield {"name"}, lambda: _name_problems(config.name)
+    yield {"on_sweep_end"}, lambda: together.problems(config)
     passes = config.num_accumulation_steps * (layout.world_size if layout else 0)
     one_by_one = config.mode is Mode.train and config.global_batch_size == passes
     yield {"model", "data"}, lambda: _model_problems(config, one_by_one)

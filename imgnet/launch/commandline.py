@@ -15,12 +15,13 @@ from itertools import product
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
 from hydra.errors import OverrideParseException
 
 from imgnet.config import ConfigError
 
 ZIP = "zip"
+COMMAND = "on_sweep_end"
 _typed: list[str] = []
 
 
@@ -28,17 +29,30 @@ _typed: list[str] = []
 def first_run_shown_to_hydra() -> Iterator[None]:
     """Around Hydra's ``main``, which reads ``sys.argv`` itself."""
     before = sys.argv
-    typed = _overrides(before[1:])
+    sys.argv = [before[0], *map(_quoted, before[1:])]
+    typed = _overrides(sys.argv[1:])
     shown = [_first(override) for override in typed]
     if shown != [override.input_line for override in typed]:
         _typed[:] = [line for override in typed if (line := override.input_line) and not override.is_hydra_override()]
         replaced = {override.input_line: first for override, first in zip(typed, shown, strict=True)}
-        sys.argv = [before[0], *(word for one in before[1:] if (word := replaced.get(one, one)))]
+        sys.argv = [before[0], *(word for one in sys.argv[1:] if (word := replaced.get(one, one)))]
     try:
         yield
     finally:
         sys.argv = before
         _typed.clear()
+
+
+def _quoted(word: str) -> str:
+    """A command as a value: its braces and its own equals signs would be grammar to Hydra, unless it is in quotes."""
+    key, _, value = word.partition("=")
+    if key != COMMAND:
+        return word
+    try:
+        OverridesParser.create().parse_overrides([word])
+    except OverrideParseException:
+        return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    return word
 
 
 def typed_overrides() -> list[str]:

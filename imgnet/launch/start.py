@@ -19,6 +19,7 @@ from imgnet.launch.checks import check
 from imgnet.launch.repeats import identity
 from imgnet.launch.slurm.deputy import Deputy
 from imgnet.launch.slurm.snapshot import PACKAGE
+from imgnet.launch.workers.cores import keep_to_share
 from imgnet.launch.workers.local import run_workers
 from imgnet.layout import Layout, layout_of
 from imgnet.results.names import display_path
@@ -128,10 +129,12 @@ def _work_for(job: Submitted, composed: DictConfig) -> None:
         _say_what_has_changed(config, composed)
     if layout.num_nodes == 1:
         prefer_loopback()
+    submission = rundir.read_json(job.run_dir / rundir.SUBMISSION)
+    keep_to_share(job.run_dir.name, submission.get("together", [job.run_dir.name]))
     share_threads(max(1, available_cores() // layout.workers_per_node))
     from imgnet.launch.workers.worker import work
 
-    package = Path(rundir.read_json(job.run_dir / rundir.SUBMISSION)["code"]) / PACKAGE.name
+    package = Path(submission["code"]) / PACKAGE.name
     work(config, job.run_dir, job.claim, job.store_file, layout.use_gpu, package)
     if deputy is not None:
         deputy.speak()

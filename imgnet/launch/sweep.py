@@ -3,8 +3,9 @@
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import ExitStack, redirect_stderr, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -26,6 +27,7 @@ from imgnet.launch.repeats import made_before, to_be_continued
 from imgnet.launch.slurm.batch import QueuedRun
 from imgnet.launch.slurm.submit import is_dry, refuse_what_slurm_would, show_plan, submit
 from imgnet.launch.start import no_other_launcher
+from imgnet.launch.together import refuse_alone, refuse_what_differs, run_here
 from imgnet.layout import Layout
 from imgnet.published import PREPROCESSING
 from imgnet.results.table import show_results
@@ -93,11 +95,14 @@ def run_sweep(
     if (job := submitted()) is not None:
         return [_work_for(job, run, task_function) for run in runs]
     accepted = {run.typed.number: run for run in accept(runs)}
+    configs = [run.config for run in accepted.values()]
     if placement_from_environment() is not None:
-        returns = {number: _run_one(run, sweep_dir, task_function) for number, run in accepted.items()}
-    else:
-        returns = _carry_out(accepted, sweep_dir, task_function, needs_results=needs_results)
-    return _conclude([returns[number] for number in accepted if number in returns])
+        refuse_alone(configs, "a job of torchrun or srun")
+        return _conclude([_run_one(run, sweep_dir, task_function) for run in accepted.values()])
+    refuse_what_differs(configs, searches=needs_results)
+    with ExitStack() as afterwards:
+        returns = _carry_out(accepted, sweep_dir, task_function, afterwards, needs_results=needs_results)
+        return _conclude([returns[number] for number in accepted if number in returns])
 
 
 def refuse_what_others_cannot(runs: Sequence[TypedRun], launcher: str, parameters: Mapping[str, Any]) -> None:
@@ -118,6 +123,7 @@ def refuse_what_others_cannot(runs: Sequence[TypedRun], launcher: str, parameter
         )
     elsewhere = Layout(nodes, tasks, use_gpu=False) if nodes * tasks > 1 else None
     accepted = accept(runs, elsewhere)
+    refuse_alone([run.config for run in accepted], f"hydra/launcher={launcher}")
     queued = {run.config.cluster.name: None for run in accepted if isinstance(run.config.cluster, SlurmConfig)}
     if queued:
         raise ConfigError([no_other_launcher(name, f"hydra/launcher={launcher}") for name in queued])
@@ -151,7 +157,12 @@ def _raised(result: JobReturn) -> Exception | None:
 
 
 def _carry_out(
-    accepted: Mapping[int, Accepted], sweep_dir: Path, task_function: TaskFunction, *, needs_results: bool
+    accepted: Mapping[int, Accepted],
+    sweep_dir: Path,
+    task_function: TaskFunction,
+    afterwards: ExitStack,
+    *,
+    needs_results: bool,
 ) -> dict[int, JobReturn]:
     """Make the runs that were not made before. A dry run prints, and returns nothing."""
     returns = made_before({number: run.config for number, run in accepted.items()}, sweep_dir)
@@ -167,14 +178,36 @@ def _carry_out(
         moved = [replace(run, run_dir=folder / run.run_dir.name) for run in planned]
         submit(moved, folder, code=folder / "code", forget_folder=lambda: _forget(made))
         returns |= {run.number: JobReturn(working_dir=str(folder / str(run.number))) for run in planned}
-        for number in lacking.keys() - returns.keys():
-            unfinished = to_be_continued(lacking[number].config, sweep_dir)
-            returns[number] = _run_one(lacking[number], folder, task_function, unfinished)
+        here = {number: run for number, run in lacking.items() if number not in returns}
+        if here:
+            afterwards.push(partial(_end, next(iter(here.values())).config.on_sweep_end, folder))
+        returns |= _run_each(here, sweep_dir, folder, task_function)
         if not any(folder.iterdir()):
             _forget(made)
     if needs_results or any(waits(run.config) for run in accepted.values()):
-        wait_for([result for result in returns.values() if result.status is JobStatus.UNKNOWN])
+        fail_fast = any(run.config.fail_fast for run in accepted.values())
+        wait_for([result for result in returns.values() if result.status is JobStatus.UNKNOWN], fail_fast=fail_fast)
     return returns
+
+
+def _run_each(
+    runs: Mapping[int, Accepted], sweep_dir: Path, folder: Path, task_function: TaskFunction
+) -> dict[int, JobReturn]:
+    """Carry out runs on this machine, one after the other; all of them, unless ``fail_fast`` says otherwise."""
+    returns: dict[int, JobReturn] = {}
+    for number, run in runs.items():
+        returns[number] = _run_one(run, folder, task_function, to_be_continued(run.config, sweep_dir))
+        if run.config.fail_fast and returns[number].status is JobStatus.FAILED:
+            for left in (other for other in runs.values() if other.typed.number not in returns):
+                sys.stderr.write(f"not begun, since fail_fast=true: {' '.join(left.typed.overrides)}\n")
+            break
+    return returns
+
+
+def _end(command: str | None, folder: Path, kind: type[BaseException] | None, *_: object) -> None:
+    """Run the command after the last run, unless the sweep was interrupted before that."""
+    if command is not None and kind in (None, SystemExit):
+        run_here(command, folder)
 
 
 def _work_for(job: Submitted, run: TypedRun, task_function: TaskFunction) -> JobReturn:

@@ -13,6 +13,7 @@ from imgnet.config import RunConfig, SlurmConfig
 from imgnet.launch.causes import RunFailed
 from imgnet.launch.follow.observe import Observed, observe
 from imgnet.launch.follow.status import describe, status_table
+from imgnet.launch.slurm.cancel import stop_others
 from imgnet.results.names import typed_path
 from imgnet.rundir import read_json
 
@@ -25,14 +26,18 @@ def waits(config: RunConfig) -> bool:
     return isinstance(config.cluster, SlurmConfig) and config.cluster.wait
 
 
-def wait_for(results: Sequence[JobReturn]) -> None:
+def wait_for(results: Sequence[JobReturn], *, fail_fast: bool) -> None:
     """Show progress until the runs in these directories have ended, and put down how each did.
 
     Ctrl-C ends the waiting; the jobs go on.
+
+    Args:
+        results: of runs that are in Slurm's queue.
+        fail_fast: end the others when one has failed, also where its job was lost and could not do so.
     """
     by_dir = {Path(result.working_dir or ""): result for result in results}
     try:
-        ended = _watch(list(by_dir))
+        ended = _watch(list(by_dir), fail_fast=fail_fast)
     except KeyboardInterrupt:
         folders = " ".join(sorted({typed_path(path.parent) for path in by_dir}))
         sys.stderr.write(f"the jobs go on: imgnet status {folders}; imgnet cancel {folders} ends them\n")
@@ -41,7 +46,7 @@ def wait_for(results: Sequence[JobReturn]) -> None:
         _put_down(one, by_dir[one.run_dir])
 
 
-def _watch(run_dirs: Sequence[Path]) -> list[Observed]:
+def _watch(run_dirs: Sequence[Path], *, fail_fast: bool) -> list[Observed]:
     live = Live(refresh_per_second=1) if sys.stdout.isatty() else None
     said: dict[Path, str] = {}
     with live or nullcontext():
@@ -53,6 +58,8 @@ def _watch(run_dirs: Sequence[Path]) -> list[Observed]:
                 _say_what_changed(seen, said)
             if all(one.is_over for one in seen):
                 return seen
+            if fail_fast and (failed := next((one for one in seen if one.status == "failed"), None)):
+                stop_others(failed.run_dir)
             time.sleep(POLL_S)
 
 

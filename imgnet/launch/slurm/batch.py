@@ -75,6 +75,17 @@ class JobArray:
     """What relative paths in the configuration refer to."""
 
     @property
+    def shares(self) -> bool:
+        """Whether runs share jobs."""
+        return self.cluster.runs_per_job > 1
+
+    @property
+    def jobs(self) -> list[list[QueuedRun]]:
+        """The runs of each job; the number of the first is the job's index in the array."""
+        size = self.cluster.runs_per_job
+        return [self.runs[start : start + size] for start in range(0, len(self.runs), size)]
+
+    @property
     def world_size(self) -> int:
         """Workers of each run."""
         return self.cluster.nodes * self.cluster.gpus_per_node
@@ -123,9 +134,9 @@ def _placement(array: JobArray) -> dict[str, Any]:
     cluster = array.cluster
     own: dict[str, Any] = {"chdir": array.working_dir, "output": _output(array)}
     own["requeue" if cluster.max_num_timeout else "no-requeue"] = True
-    if len(array.runs) > 1:
+    if len(array.jobs) > 1:
         at_once = f"%{cluster.array_parallelism}" if cluster.array_parallelism else ""
-        own["array"] = ranges(run.number for run in array.runs) + at_once
+        own["array"] = ranges(runs[0].number for runs in array.jobs) + at_once
     options = own | cluster.additional_parameters
     return {"use_srun": False, "stderr_to_stdout": True, "setup": _setup(array), "additional_parameters": options}
 
@@ -144,7 +155,7 @@ def _setup(array: JobArray) -> list[str]:
 
 def _command(array: JobArray) -> str:
     python, run_py = f"{shlex.quote(sys.executable)} -P", shlex.quote(str(array.code / "run.py"))
-    job = f'{python} -m imgnet.launch.slurm.job "$run"'
+    job = f'{python} -m imgnet.launch.slurm.{"pack" if array.shares else "job"} "$run"'
     return f"exec {job} \\\n  {shlex.join(_srun(array.cluster))} \\\n  {python} {run_py}"
 
 
@@ -155,16 +166,16 @@ def gpus(cluster: SlurmConfig) -> str:
 
 def _run_dir(array: JobArray) -> str:
     first = array.runs[0].run_dir
-    if len(array.runs) == 1:
+    if len(array.jobs) == 1:
         return shlex.quote(str(first))
     return f'{shlex.quote(str(first.parent))}/"$SLURM_ARRAY_TASK_ID"'
 
 
 def _output(array: JobArray) -> str:
-    """The log of each run in its own directory. Slurm reads ``%`` in it: ``%a`` is the index in the array."""
+    """The log of each job, in the directory of its first run. Slurm reads ``%`` in it: ``%a`` is the array's index."""
     first = array.runs[0].run_dir
     folder, name = str(first.parent).replace("%", "%%"), first.name.replace("%", "%%")
-    return f"{folder}/{name if len(array.runs) == 1 else '%a'}/logs/slurm.log"
+    return f"{folder}/{name if len(array.jobs) == 1 else '%a'}/logs/slurm.log"
 
 
 def _srun(cluster: SlurmConfig) -> list[str]:
@@ -175,6 +186,7 @@ def _srun(cluster: SlurmConfig) -> list[str]:
         "--distribution=block",  # ranks of a node are contiguous
         "--cpu-bind=none",  # workers bind themselves, next to their GPUs
         f"--cpus-per-task={cluster.cpus_per_task}",  # since Slurm 22.05 srun does not take it over from sbatch
+        *(["--overlap"] if cluster.runs_per_job > 1 else []),  # steps of one job wait for each other without
         *cluster.srun_args,
     ]
 

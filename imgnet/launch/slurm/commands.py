@@ -155,6 +155,12 @@ def cancel(job_ids: Sequence[str]) -> None:
         raise ConfigError([" ".join(done.stderr.split())])
 
 
+def requeue(job_id: str) -> str:
+    """Have a job queued again, which ends it; why that was not done, or nothing."""
+    done = _run(["scontrol", "requeue", job_id])
+    return " ".join(done.stderr.split()) or f"scontrol ended with {done.returncode}" if done.returncode else ""
+
+
 @cache
 def cluster_name() -> str:
     """What the cluster calls itself whose commands are on the path.

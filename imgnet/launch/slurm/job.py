@@ -30,16 +30,21 @@ from imgnet.launch.causes import (
     slurms_ending,
     was_requeued,
 )
+from imgnet.launch.follow.observe import observe
 from imgnet.launch.owner import Claim, TakenError
 from imgnet.launch.slurm import commands as slurm
+from imgnet.launch.slurm.cancel import stop_others
 from imgnet.launch.slurm.commands import JobState
 from imgnet.launch.slurm.snapshot import is_running_from
+from imgnet.launch.slurm.submit import MEMORY
 from imgnet.layout import layout_of
 from imgnet.rundir import read_json
 from imgnet.runtime import SlurmJob, environment_of_tasks, num_slurm_nodes, slurm_hosts, slurm_job, slurm_job_id
 
 NOTE_S = 60.0
 """How long a job waits until the command that submitted it has noted its number."""
+TO_BE_QUEUED = 75
+"""Exit status of a run that shares its job, has saved, and would go on (``EX_TEMPFAIL`` of sysexits.h)."""
 LOOK_S = 0.5
 """Between two looks whether workers that are told to end have saved."""
 
@@ -96,6 +101,10 @@ def _carry_out(run_dir: Path, claim: Claim, submission: dict[str, Any], command:
     if not is_running_from(code):
         failure = RunFailed(f"{code} is gone, the code of this run; `imgnet resubmit` takes it as it is now")
         return _finish(run_dir, Ending("failed", failure))
+    config = read(run_dir / ".hydra" / "config.yaml")
+    if config.fail_fast and (failed := _failed_since(run_dir, submission["submitted"])):
+        why = f"not begun, since run {failed} failed and fail_fast=true"
+        return _finish(run_dir, Ending("cancelled", RunFailed(why)))
     _begin(run_dir)
     # Slurm sends SIGTERM to the tasks as well.
     status = 1 if ended_by else _run_workers(run_dir, claim.number, command, ended_by)
@@ -126,9 +135,19 @@ def _run_workers(run_dir: Path, claim: int, command: Sequence[str], ended_by: Se
                 return 1  # little time is left to say how the run ended
 
 
+def _failed_since(run_dir: Path, submitted: str) -> str | None:
+    """The first run of the sweep that failed after this one was submitted, by its name."""
+    names = read_json(run_dir.parent / MEMORY).get("runs", {})
+    seen = observe([run_dir.with_name(name) for name in names if name != run_dir.name])
+    ends = {one.run_dir.name: one.run.get("end") or "" for one in seen if one.status == "failed"}
+    return next((name for name, end in ends.items() if end >= submitted), None)
+
+
 def _finish(run_dir: Path, ending: Ending) -> int:
     rundir.finish(run_dir, ending.status, ending.failure.summary)
     sys.stderr.write(f"{ending.failure}\n")
+    if ending.status == "failed" and read(run_dir / ".hydra" / "config.yaml").fail_fast:
+        stop_others(run_dir)
     return 1
 
 
@@ -137,6 +156,7 @@ def _queue_again(run_dir: Path) -> int:
 
     Returns:
         1: a run that is not complete has not succeeded. Slurm ends this process before it can say so.
+        :data:`TO_BE_QUEUED` where other runs share the job.
     """
     config = read(run_dir / ".hydra" / "config.yaml")
     assert isinstance(config.cluster, SlurmConfig)
@@ -145,10 +165,19 @@ def _queue_again(run_dir: Path) -> int:
         sys.stderr.write(f"saved, but not queued again: cluster.max_num_timeout={config.cluster.max_num_timeout}\n")
         return 1
     rundir.write_run(run_dir, status="queued", requeues=requeues + 1)
-    done = subprocess.run(["scontrol", "requeue", slurm_job_id()], capture_output=True, text=True, check=False)
-    if done.returncode:
-        rundir.finish(run_dir, "preempted", f"saved, but Slurm would not queue it again: {done.stderr.strip()}")
+    if read_json(run_dir / rundir.SUBMISSION).get("together"):
+        return TO_BE_QUEUED  # its job is the others' as well, which may still be saving
+    queue_job_again([run_dir])
     return 1
+
+
+def queue_job_again(run_dirs: Sequence[Path]) -> None:
+    """Let Slurm start this job once more, for these runs. Where it does not, they stay ``preempted``."""
+    if why := slurm.requeue(slurm_job_id()):
+        for run_dir in run_dirs:
+            words = f"saved, but not queued again ({why}); `imgnet resubmit` lets it go on"
+            rundir.finish(run_dir, "preempted", words)
+            sys.stderr.write(f"{words}\n")
 
 
 def _begin(run_dir: Path) -> None:

@@ -3,16 +3,17 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from imgnet import rundir
 from imgnet.config import ConfigError, RunConfig, SlurmConfig, as_yaml, plain
+from imgnet.launch.follow.observe import observe
 from imgnet.launch.progress import progress
 from imgnet.launch.repeats import identity
 from imgnet.launch.slurm import commands as slurm
-from imgnet.launch.slurm import job
 from imgnet.launch.slurm.batch import (
     JobArray,
     QueuedRun,
@@ -22,12 +23,13 @@ from imgnet.launch.slurm.batch import (
     problems_of_folders,
     ranges,
 )
+from imgnet.launch.slurm.last import LOG, LastJob
 from imgnet.launch.slurm.snapshot import take_snapshot
 from imgnet.results.names import display_path, typed_path
 
 MEMORY = "sweep.json"
-"""In a sweep's folder: ``working_dir``, and by number what was submitted into it: each run's ``overrides``, ``sources``
-and ``config``."""
+"""In a sweep's folder: ``working_dir``; by number what was submitted into it: each run's ``overrides``, ``sources``
+and ``config``; and ``last_job``, which runs ``on_sweep_end``."""
 
 
 def is_dry(runs: Sequence[QueuedRun]) -> bool:
@@ -51,6 +53,8 @@ def refuse_what_slurm_would(runs: Sequence[QueuedRun]) -> None:
     for array in _planned(runs):
         problems += slurm.refusal(batch_script(array), array.cluster)
         problems += slurm.refusal_of_srun(array.cluster)
+    if last := _last_job(runs, runs[0].run_dir.parent / "code"):
+        problems += [f"on_sweep_end: {problem}" for problem in slurm.refusal(last.script(), last.cluster)]
     if problems:
         raise ConfigError(problems)
     try:
@@ -68,6 +72,8 @@ def show_plan(runs: Sequence[QueuedRun]) -> None:
     _refuse_folders(runs)
     for array in _planned(runs):
         sys.stdout.write(f"# batch script of {_runs(array)}, cluster={array.cluster.name}\n{batch_script(array)}\n")
+    if last := _last_job(runs, runs[0].run_dir.parent / "code"):
+        sys.stdout.write(f"# batch script after the last run\n{last.script()}\n")
     for run in runs:
         sys.stdout.write(f"# configuration of run {run.number} {' '.join(run.overrides)}\n")
         sys.stdout.write(as_yaml(run.config) + "\n")
@@ -110,11 +116,14 @@ def submit(
         if is_new:
             take_snapshot(code)
         _remember(runs, folder)
-        for run in progress(runs, "written"):
-            _note_submission(run, None, code)  # before anything begins: a job waits for its number to be noted
+        arrays = arrays_of(runs, code, Path.cwd())
+        for run, note in progress([*_notes(arrays)], "written"):
+            _note_submission(run, note)  # before anything begins: a job waits for its number to be noted
             _make_run_dir(run)
-        for array in arrays_of(runs, code, Path.cwd()):
+        for array in arrays:
             _queue(array, queued)
+        if last := _last_job(runs, code):
+            _queue_last(last, queued)
     except OSError as error:
         _take_back(queued)
         if is_new:
@@ -128,12 +137,35 @@ def _queue(array: JobArray, queued: list[str]) -> None:
     executor = executor_of(array)
     try:
         with slurm.one_line_refusals():
-            jobs = executor.map_array(job.main, [run.run_dir for run in array.runs])
+            jobs = executor.map_array(arrays_of, [runs[0].run_dir for runs in array.jobs])
     finally:
         queued += executor.taken
-    for run, its_job in zip(array.runs, jobs, strict=True):
-        _note_submission(run, its_job.job_id, array.code)
+    of_run = {run.number: its_job for runs, its_job in zip(array.jobs, jobs, strict=True) for run in runs}
+    for run, note in _notes([array]):
+        _note_submission(run, note | {"slurm_job_id": of_run[run.number].job_id})
     print(f"submitted job {queued[-1]}: {_runs(array)} with {_resources(array.cluster)}", flush=True)
+
+
+def _last_job(runs: Sequence[QueuedRun], code: Path) -> LastJob | None:
+    """The job after those of all runs, where one is wanted; with the resources' names of the first run."""
+    command, cluster = runs[0].config.on_sweep_end, runs[0].config.cluster
+    assert isinstance(cluster, SlurmConfig)
+    return LastJob(command, cluster, runs[0].run_dir.parent, code, Path.cwd()) if command else None
+
+
+def _queue_last(last: LastJob, queued: list[str]) -> None:
+    """Queue it behind these jobs, and those of the sweep that live still; it takes the place of an earlier one."""
+    memory = rundir.read_json(last.folder / MEMORY)
+    seen = observe([last.folder / number for number in memory["runs"]])
+    if earlier := memory.get("last_job"):
+        with suppress(ConfigError):  # Slurm may have forgotten it
+            slurm.cancel([earlier])
+    alive = {one.job_id: None for one in seen if one.is_alive and one.job_id and one.cluster is None}
+    with slurm.one_line_refusals():
+        job = last.submit([*queued, *(job for job in alive if job.partition("_")[0] not in queued)])
+    queued.append(job)
+    rundir.write_atomically(last.folder / MEMORY, json.dumps(memory | {"last_job": job}, indent=1) + "\n")
+    print(f"submitted job {job}: on_sweep_end, after the last run (output: {display_path(last.folder / LOG)})")
 
 
 def _take_back(queued: Sequence[str]) -> None:
@@ -173,11 +205,12 @@ def _resources(cluster: SlurmConfig) -> str:
 
 def _remember(runs: Sequence[QueuedRun], folder: Path) -> None:
     """Note the runs in the sweep's folder, so that one whose directory is lost can be made again."""
-    known: dict[str, Any] = rundir.read_json(folder / MEMORY).get("runs", {})
+    memory = rundir.read_json(folder / MEMORY)
+    known: dict[str, Any] = memory.get("runs", {})
     for run in runs:
         known[str(run.number)] = {"overrides": run.overrides, "sources": run.sources, "config": plain(run.config)}
-    text = json.dumps({"working_dir": str(Path.cwd()), "runs": known}, indent=1)
-    rundir.write_atomically(folder / MEMORY, text + "\n")
+    memory |= {"working_dir": str(Path.cwd()), "runs": known}
+    rundir.write_atomically(folder / MEMORY, json.dumps(memory, indent=1) + "\n")
 
 
 def _make_run_dir(run: QueuedRun) -> None:
@@ -195,27 +228,39 @@ def _make_run_dir(run: QueuedRun) -> None:
     )
 
 
-def _note_submission(run: QueuedRun, job_id: str | None, code: Path) -> None:
+def _notes(arrays: Sequence[JobArray]) -> Iterator[tuple[QueuedRun, dict[str, Any]]]:
+    """What is noted of each run's submission; its job has no number yet."""
+    submitted = rundir.now()
+    for array in arrays:
+        for runs in array.jobs:
+            together = {"together": [run.run_dir.name for run in runs]} if array.shares else {}
+            for run in runs:
+                yield (
+                    run,
+                    together
+                    | {
+                        "slurm_job_id": None,
+                        "cluster": slurm.cluster_name(),
+                        "submitted": submitted,
+                        "code": str(array.code),
+                        "run.py": [*run.sources, *run.overrides],
+                    },
+                )
+
+
+def _note_submission(run: QueuedRun, note: dict[str, Any]) -> None:
     """Write which job the run is, and no other: one that finds another number leaves the directory alone."""
-    run_dir = run.run_dir
     # A file of its own: the job may have begun, and write run.json at the same moment.
-    note = {
-        "slurm_job_id": job_id,
-        "cluster": slurm.cluster_name(),
-        "submitted": rundir.now(),
-        "code": str(code),
-        "run.py": [*run.sources, *run.overrides],
-    }
-    run_dir.mkdir(exist_ok=True)
-    rundir.write_atomically(run_dir / rundir.SUBMISSION, json.dumps(note, indent=2) + "\n")
+    run.run_dir.mkdir(exist_ok=True)
+    rundir.write_atomically(run.run_dir / rundir.SUBMISSION, json.dumps(note, indent=2) + "\n")
 
 
-def note_cancelled(run_dir: Path, when: str | None) -> None:
+def note_cancelled(run_dir: Path, why: str | None) -> None:
     """Write down that the run's job is ended on purpose, before Slurm is told: the job reads it as it ends.
 
     Args:
         run_dir: of the run.
-        when: now; None takes it back.
+        why: what is said of the run then; None takes it back.
     """
-    note = rundir.read_json(run_dir / rundir.SUBMISSION) | {"cancelled": when}
+    note = rundir.read_json(run_dir / rundir.SUBMISSION) | {"cancelled": why}
     rundir.write_atomically(run_dir / rundir.SUBMISSION, json.dumps(note, indent=2) + "\n")

@@ -14,6 +14,18 @@ def stay_near_gpu(local_rank: int, num_workers: int) -> None:
     os.sched_setaffinity(0, share_of_cores(allowed, [cores_near_gpu(gpu) for gpu in range(num_workers)])[local_rank])
 
 
+def keep_to_share(run: str, together: Sequence[str]) -> None:
+    """Bind this process to the cores of its run, of several that share a job: every so many-th, on every socket.
+
+    Args:
+        run: this one's name.
+        together: names of all runs of the job.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    if 1 < len(together) <= len(allowed):
+        os.sched_setaffinity(0, allowed[together.index(run) :: len(together)])
+
+
 def share_of_cores(allowed: set[int], near: Sequence[set[int]]) -> list[set[int]]:
     """Split cores evenly between workers, so that each has as many as possible of those near its GPU.
 
