@@ -35,7 +35,7 @@ from imgnet.launch.slurm import job
 from imgnet.launch.slurm.batch import PASSED, QueuedRun, arrays_of, batch_script, executor_of, problems, ranges
 from imgnet.launch.slurm.commands import JobState
 from imgnet.launch.slurm.snapshot import snapshot_of_now, take_snapshot
-from imgnet.launch.workers.cores import parse_core_list, share_of_cores
+from imgnet.launch.workers.cores import cores_of_run, parse_core_list, share_of_cores
 from imgnet.suggest import RENAMED
 from tests.commands import ROOT, run_py
 
@@ -249,6 +249,12 @@ def test_cores_are_shared_evenly_and_nearest_first(cores: int, workers: int, dat
 
 def test_two_sockets_are_shared_by_their_own_gpus() -> None:
     assert share_of_cores(set(range(8)), [{4, 5, 6, 7}, {0, 1, 2, 3}]) == [{4, 5, 6, 7}, {0, 1, 2, 3}]
+
+
+def test_runs_of_one_job_have_cores_of_their_own() -> None:
+    shares = [cores_of_run([2, 3, 6, 7, 9], index, 2) for index in range(2)]
+    assert shares == [[2, 6, 9], [3, 7]]
+    assert [cores_of_run([2, 5], index, 3) for index in range(3)] == [[2], [5], [2]]
 
 
 @pytest.mark.parametrize("cluster", ["local", "4xA40", "64xT4", "16xA100"])

@@ -17,13 +17,20 @@ def stay_near_gpu(local_rank: int, num_workers: int) -> None:
 def keep_to_share(run: str, together: Sequence[str]) -> None:
     """Bind this process to the cores of its run, of several that share a job: every so many-th, on every socket.
 
+    Threads that wait for each other on a core that is another run's as well would cost more than they gain.
+
     Args:
         run: this one's name.
         together: names of all runs of the job.
     """
     allowed = sorted(os.sched_getaffinity(0))
-    if 1 < len(together) <= len(allowed):
-        os.sched_setaffinity(0, allowed[together.index(run) :: len(together)])
+    if len(together) > 1:
+        os.sched_setaffinity(0, cores_of_run(allowed, together.index(run), len(together)))
+
+
+def cores_of_run(allowed: Sequence[int], index: int, num_runs: int) -> Sequence[int]:
+    """The cores of one run of so many; one that it shares, where there are fewer cores than runs."""
+    return allowed[index::num_runs] or [allowed[index % len(allowed)]]
 
 
 def share_of_cores(allowed: set[int], near: Sequence[set[int]]) -> list[set[int]]:
