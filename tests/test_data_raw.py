@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -27,6 +29,7 @@ from imgnet.data.sampling.order import epoch_order
 from imgnet.data.sampling.view import EvalView, TrainView
 from imgnet.data.sources.folder import SPLITS, FolderSource
 from imgnet.data.sources.header import PpmHeader, as_ppm, read_ppm_header
+from imgnet.data.sources.raw import RawPixels
 from imgnet.data.sources.shards import INDEX, MANIFEST, ShardSource, index_tar, open_index, read_manifest, record_of
 from imgnet.data.sources.source import ImageError
 from imgnet.data.staging import stage
@@ -253,6 +256,39 @@ def test_a_record_that_is_not_what_the_index_says_is_a_bad_image(config, small_r
     done = imgnet("verify", small_root, "--workers", 1)
     assert done.exit_code == 1
     assert done.stdout.endswith("1 problems\n"), done.stdout
+
+
+@given(
+    fields=st.fixed_dictionaries(
+        {},
+        optional={
+            "offset": st.one_of(st.integers(0, 30_000), st.integers(0, 2**64 - 1)),
+            "length": st.one_of(st.integers(0, 30_000), st.integers(0, 2**32 - 1)),
+            "width": st.integers(0, 2**16 - 1),
+            "height": st.integers(0, 2**16 - 1),
+            "shard": st.integers(0, 2**32 - 1),
+        },
+    ),
+    where=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_no_row_of_an_index_gives_other_pixels(whole_root, fields, where):
+    """Whatever it says, it is told as a failure to read, or it is the row that was written."""
+    source = ShardSource(whole_root, "val", NUM_CLASSES)
+    rows = np.array(open_index(whole_root / "val" / INDEX))
+    written = rows[0].copy()
+    for name, value in fields.items():
+        rows[name][0] = value
+    source._rows = rows
+    pixels = RawPixels(rows, source._first_bytes)
+    width, height = pixels.sizes(np.array([0]))[0].tolist()
+    box = [int(where[0] * (width - 1)), int(where[1] * (height - 1)), 1, 1]
+    try:
+        part = pixels.part(0, box)
+    except OSError:
+        assert rows[0] != written
+        return
+    assert rows[0] == written
+    assert np.array_equal(part[0, 0], decode(source.read(0))[:, box[1], box[0]])
 
 
 @BACKENDS
