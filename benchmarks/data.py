@@ -80,8 +80,12 @@ class Images:
         return self.root / "folder"
 
     def shards(self, size: str) -> Path:
-        """Tar shards; size is ``full`` or ``256``."""
-        return self.root / f"shards-{size}"
+        """Tar shards; size is ``full``, ``256`` or ``raw 256``."""
+        return self.root / f"shards-{size.replace(' ', '-')}"
+
+    def beton(self, size: str) -> Path:
+        """The training images in FFCV's format, of the same sizes."""
+        return self.root / f"{size.replace(' ', '-')}.beton"
 
 
 def cpu_seconds() -> float:
@@ -101,12 +105,13 @@ def cpu_seconds() -> float:
 def prepare(images: Images, per_class: int) -> None:
     """Draw the images, and shard them, unless that was done before."""
     tool = [sys.executable, "-m", "imgnet", "data"]
-    src, full, small = images.folder, images.shards("full"), images.shards("256")
+    src, full, small, raw = images.folder, *map(images.shards, ("full", "256", "raw 256"))
     numbers = ["--num-classes", str(NUM_CLASSES), "--per-class", str(per_class)]
     shrink = ["--max-size", str(MAX_SIZE), "--quality", str(QUALITY)]
     subprocess.run([*tool, "synthesize", src, *numbers], check=True)
     subprocess.run([*tool, "shard", src, full, "--num-shards", "4"], check=True)
     subprocess.run([*tool, "shard", src, small, "--num-shards", "4", *shrink], check=True)
+    subprocess.run([*tool, "shard", src, raw, "--num-shards", "4", *shrink[:2], "--format", "raw"], check=True)
 
 
 def ours(images: Images, backend: DataBackend, root: Path) -> Epoch:
@@ -229,7 +234,7 @@ def plain_dali(images: Images, size: str, from_shards: bool) -> Epoch:
 
 
 def ffcv_loader(images: Images, size: str) -> Epoch:
-    """FFCV on the same pixels, encoded again at the same quality, held in memory by its own cache."""
+    """FFCV on the same pixels, raw or encoded again at the same quality, held in memory by its own cache."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder  # pyright: ignore[reportMissingImports]
     from ffcv.loader import Loader, OrderOption  # pyright: ignore[reportMissingImports]
     from ffcv.transforms import (  # pyright: ignore[reportMissingImports]
@@ -239,7 +244,7 @@ def ffcv_loader(images: Images, size: str) -> Epoch:
         ToTorchImage,
     )
 
-    path = images.root / f"{size}.beton"
+    path = images.beton(size)
     if not path.exists():
         write_ffcv(images, size, path)
     mean, std = (255 * np.array(values) for values in (MEAN, STD))
@@ -263,7 +268,7 @@ def ffcv_loader(images: Images, size: str) -> Epoch:
 
 
 def write_ffcv(images: Images, size: str, path: Path) -> None:
-    """What the shards hold, in FFCV's format: its writer decodes and encodes again."""
+    """What the shards hold, in FFCV's format: raw pixels as they are, others are encoded again by its writer."""
     from ffcv.fields import IntField, RGBImageField  # pyright: ignore[reportMissingImports]
     from ffcv.writer import DatasetWriter  # pyright: ignore[reportMissingImports]
     from PIL import Image
@@ -279,7 +284,8 @@ def write_ffcv(images: Images, size: str, path: Path) -> None:
             return Image.fromarray(pixels), int(source.labels[index])
 
     quality = FULL_QUALITY if size == "full" else QUALITY
-    fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=quality), "label": IntField()}
+    mode = "jpg" if source.pixels is None else "raw"
+    fields = {"image": RGBImageField(write_mode=mode, jpeg_quality=quality), "label": IntField()}
     unfinished = path.with_suffix(".part")
     DatasetWriter(str(unfinished), fields, num_workers=1).from_indexed_dataset(Samples())
     unfinished.rename(path)
@@ -287,7 +293,7 @@ def write_ffcv(images: Images, size: str, path: Path) -> None:
 
 def contestants(images: Images) -> Iterator[Contestant]:
     """All of them, in the order of the table."""
-    full, small = images.shards("full"), images.shards("256")
+    full, small, raw = map(images.shards, ("full", "256", "raw 256"))
     torchvision, dali = DataBackend.torchvision, DataBackend.dali
     yield Contestant("decoding alone, full size", lambda: decoding_alone(images, "full"))
     yield Contestant("torchvision ImageFolder", lambda: torchvision_loader(images))
@@ -310,6 +316,11 @@ def contestants(images: Images) -> Iterator[Contestant]:
     yield Contestant("ours: torchvision, shards 256", lambda: ours(images, torchvision, small))
     if dali_is_installed():
         yield Contestant("ours: DALI, shards 256", lambda: ours(images, dali, small))
+    if find_spec("ffcv"):
+        yield Contestant("FFCV, raw 256", lambda: ffcv_loader(images, "raw 256"))
+    yield Contestant("ours: torchvision, raw 256", lambda: ours(images, torchvision, raw))
+    if dali_is_installed():
+        yield Contestant("ours: DALI, raw 256", lambda: ours(images, dali, raw))
 
 
 @dataclass(frozen=True)
@@ -329,6 +340,7 @@ TARGETS = (
     Target(("ours: DALI, shards 256",), "plain DALI, folder", 2.0),
     Target(("ours: torchvision, folder", "ours: DALI, folder", "ours: DALI, shards"), "FFCV, full size", 1.0),
     Target(("ours: torchvision, shards 256", "ours: DALI, shards 256"), "FFCV, 256", 1.0),
+    Target(("ours: torchvision, raw 256", "ours: DALI, raw 256"), "FFCV, raw 256", 1.0),
 )
 
 
@@ -345,6 +357,23 @@ def show(measured: dict[str, Contestant]) -> None:
             best = max(found, key=lambda one: one.images_per_s)
             ratios = best.images_per_s / peer.images_per_s, peer.cpu_ms / best.cpu_ms
             print(f"| {best.name} / {peer.name} | {ratios[0]:.2f} | {ratios[1]:.2f} | {target.least:.2f} |")
+
+
+def show_sizes(images: Images) -> None:
+    """What the training images take on the disk in each form, beside shards of JPEGs at 256."""
+    sizes = ("full", "256", "raw 256")
+    forms = {f"shards {size}": images.shards(size) / "train" for size in sizes}
+    forms |= {f"FFCV, {size}": images.beton(size) for size in sizes}
+    taken = {name: mb_of(path) for name, path in forms.items() if path.exists()}
+    print("\n| on the disk | MB | of shards 256 |\n| --- | ---: | ---: |")
+    for name, mb in taken.items():
+        print(f"| {name} | {mb:,.0f} | {mb / taken['shards 256']:.2f} |")
+
+
+def mb_of(path: Path) -> float:
+    """Of a file, or of all files in a folder."""
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
 def show_index(root: Path) -> None:
@@ -403,8 +432,7 @@ def show_staging(images: Images, rounds: int) -> None:
             times.append(time.perf_counter() - start)
     shutil.rmtree(copies)
     best = {name: min(times) for name, times in seconds.items()}
-    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) / 1e6
-    print(f"\nstaging {size:.0f} MB: {best['stage']:.2f} s, checksums included; cp {best['cp']:.2f} s; ", end="")
+    print(f"\nstaging {mb_of(root):.0f} MB: {best['stage']:.2f} s, checksums included; cp {best['cp']:.2f} s; ", end="")
     print(f"{best['cp'] / best['stage']:.2f} of cp's speed (at least 0.8)")
 
 
@@ -426,6 +454,7 @@ def main() -> None:
             one.measure()
         print(f"round {number + 1} of {options.rounds}; load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     show({one.name: one for one in chosen})
+    show_sizes(images)
     show_staging(images, options.rounds)
     show_index(options.folder / "imagenet-index")
     os._exit(0)  # FFCV's threads do not end

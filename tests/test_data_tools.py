@@ -239,6 +239,18 @@ def test_help_teaches_and_is_quick():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_image_that_cannot_be_shrunk_ends_the_command_and_is_named(tmp_path, num_workers):
+    for split in SPLITS:
+        (tmp_path / "images" / split / "a").mkdir(parents=True)
+        (tmp_path / "images" / split / "a" / "0.jpeg").write_bytes(jpeg(0)[:400])
+    command = ["shard", tmp_path / "images", tmp_path / "shards", "--num-shards", 1, "--workers", num_workers]
+    done = imgnet(*command, "--max-size", 16)
+    assert done.exit_code == 2
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("sharding")]
+    assert line.startswith(f"cannot read the image {tmp_path}/images/train/a/0.jpeg: ")
+
+
 def test_sharding_refuses_what_it_cannot_do(tmp_path):
     done = imgnet("shard", tmp_path / "nowhere", tmp_path / "shards", "--num-shards", 2)
     assert done.exit_code == 2

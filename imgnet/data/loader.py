@@ -201,13 +201,23 @@ def _backend(
     num_workers = max(0, worker.num_threads - 1) if config.num_workers is None else config.num_workers
     # Imported here, because torchvision and DALI take seconds and synthetic images do without them.
     if chosen_backend(config) is DataBackend.dali:
-        from imgnet.data.backends.dali import DaliBackend
-
-        return DaliBackend(source, view, finish, num_threads=max(1, num_workers), device=worker.device)
+        return _threaded_backend(source, view, finish, num_threads=max(1, num_workers), device=worker.device)
     from imgnet.data.backends.decode import DecodingBackend
 
     on_gpu = worker.device.type == "cuda"
     return DecodingBackend(source, view, finish, num_workers=num_workers, pin_memory=on_gpu)
+
+
+def _threaded_backend(
+    source: Source, view: View, finish: Finisher, *, num_threads: int, device: torch.device
+) -> Backend:
+    if source.pixels is not None and device.type == "cpu":
+        from imgnet.data.backends.raw import RawBackend
+
+        return RawBackend(source, source.pixels, view, finish, num_threads=num_threads)
+    from imgnet.data.backends.dali import DaliBackend
+
+    return DaliBackend(source, view, finish, num_threads=num_threads, device=device)
 
 
 def _view(config: DataConfig, split: Split, seed: int) -> View:
@@ -226,7 +236,7 @@ def _view(config: DataConfig, split: Split, seed: int) -> View:
 
 
 def open_source(config: DataConfig, split: Split) -> Source:
-    """The encoded images of a split. Raises ConfigError where the folder is not as it should be."""
+    """The images of a split. Raises ConfigError where the folder is not as it should be."""
     root = data_root(config)
     if config.kind is DataKind.shards:
         return ShardSource(root, split, config.num_classes)

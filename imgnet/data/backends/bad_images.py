@@ -1,6 +1,7 @@
 """What happens to images that cannot be read: one rule for every back end."""
 
 import logging
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from imgnet.config import OnBadImage
 from imgnet.data.sampling.counter import Ints
 from imgnet.data.sources.folder import Split
-from imgnet.data.sources.source import ImageError
+from imgnet.data.sources.source import ImageError, Source
 
 _logger = logging.getLogger(__name__)
 
@@ -59,3 +60,15 @@ class BadImages:
         _logger.warning("skipped %s (number %d of %s on this worker)", line, len(self._skipped), self._split)
         if len(self._skipped) > self._max:
             raise ImageError(f"more than data.max_bad_images={self._max} images cannot be read; the last: {line}")
+
+
+def describe_failure(source: Source, index: int, error: Exception) -> str:
+    """One line that names an image and why it cannot be read."""
+    reason = error.strerror if isinstance(error, OSError) else _reason(error)
+    return f"cannot read the image {source.describe(index)}: {reason}"
+
+
+def _reason(error: Exception) -> str:
+    """What an operator said, without the name of the function and the line in its source."""
+    first_line = str(error).partition("\n")[0]
+    return re.sub(r"^.*?\.(cpp|h):\d+, ", "", first_line)

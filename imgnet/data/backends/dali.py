@@ -1,11 +1,12 @@
 """Encoded images to pixels with NVIDIA DALI: on the GPU, or in threads on the CPU.
 
 DALI gets the bytes and the boxes that follow from our own order and crops; it draws nothing itself. On a GPU it
-decodes, resizes and mirrors. On a CPU it decodes the part of the image that is needed, and torch resizes it, in a fifth
-of the time of DALI's own operator and to the same pixels as in the torchvision back end.
+decodes, resizes and mirrors; of raw pixels it gets the parts that are needed, and resizes and mirrors them. On a CPU it
+decodes the part of the image that is needed, and torch resizes it, in a fifth of the time of DALI's own operator and to
+the same pixels as in the torchvision back end; raw pixels leave nothing for it to do there (:mod:`.raw`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,8 +23,10 @@ from torch import Tensor
 from imgnet.config import Interpolation
 from imgnet.data.backends.ahead import Ahead
 from imgnet.data.backends.backend import Backend, Batch, BatchKey, Decoded, Finisher
-from imgnet.data.backends.buffers import Buffers
-from imgnet.data.backends.decode import decode_sample, describe_failure
+from imgnet.data.backends.bad_images import describe_failure
+from imgnet.data.backends.decode import decode_sample
+from imgnet.data.backends.raw_parts import RawParts, RawReader
+from imgnet.data.backends.squares import Squares
 from imgnet.data.sampling.view import Cut, Resizing, View
 from imgnet.data.sources.header import JpegHeader, as_ppm
 from imgnet.data.sources.source import ImageError, Source
@@ -36,15 +39,15 @@ _INTERPOLATIONS = {
 }
 _NOTHING = as_ppm(1, 1, bytes(3))  # stands in for an image that cannot be read
 
-Encoded = npt.NDArray[np.uint8]
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A batch that DALI can decode."""
+    """A batch that DALI can decode: encoded images, or the raw pixels (``[h, w, 3]``) of their parts."""
 
     key: BatchKey
-    data: list[Encoded]
+    data: list[Bytes]
     cut: Cut
     bad: dict[int, str]
 
@@ -70,8 +73,8 @@ class DaliBackend(Backend):
         self._device = device
         self._resize_in_dali = device.type == "cuda" if resize_in_dali is None else resize_in_dali
         self._readers = ThreadPoolExecutor(_NUM_READERS, "read")
-        self._resizers = ThreadPoolExecutor(num_threads, "resize")
-        self._buffers = Buffers(np.uint8)
+        self._raw = RawReader(RawParts(source, source.pixels, view)) if source.pixels is not None else None
+        self._squares = Squares(view, num_threads)
         self._pipeline: Pipeline | None = None
         self._max_batch_size = 0
         self._in_dali: _Prepared | None = None
@@ -98,7 +101,9 @@ class DaliBackend(Backend):
         self._closed = True
         self._pipeline = None
         self._readers.shutdown()
-        self._resizers.shutdown()
+        if self._raw is not None:
+            self._raw.close()
+        self._squares.close()
 
     def _end_pass(self) -> None:
         if self._pass is not None:
@@ -120,6 +125,9 @@ class DaliBackend(Backend):
 
     def _prepare(self, key: BatchKey, careful: bool = False) -> _Prepared:
         """Read a batch and see where its images are cut. ``careful``: decode all of it outside DALI."""
+        if self._raw is not None:
+            batch = self._raw.start(key).wait()
+            return _Prepared(key, batch.parts, batch.cut, batch.bad)
         edges = np.linspace(0, len(key.indices), _NUM_READERS + 1).astype(int).tolist()
         chunks = self._readers.map(lambda chunk: self._load(key.indices[slice(*chunk)], careful), pairwise(edges))
         loaded = [image for chunk in chunks for image in chunk]
@@ -149,11 +157,10 @@ class DaliBackend(Backend):
         if self._pipeline is None or num > self._max_batch_size:
             self._max_batch_size = max(num, self._max_batch_size)
             self._pipeline = self._build()
-        feeds: dict[str, Any] = {
-            "data": prepared.data,
-            "start": _pairs(cut.parts[:, 1::-1], np.int32),
-            "shape": _pairs(cut.parts[:, :1:-1], np.int32),
-        }
+        feeds: dict[str, Any] = {"data": prepared.data}
+        if self._raw is None:
+            feeds["start"] = _pairs(cut.parts[:, 1::-1], np.int32)
+            feeds["shape"] = _pairs(cut.parts[:, :1:-1], np.int32)
         if self._resize_in_dali:
             feeds["roi_start"] = _pairs(cut.boxes[:, 1::-1], np.float32)
             feeds["roi_end"] = _pairs(cut.boxes[:, 1::-1] + cut.boxes[:, :1:-1], np.float32)
@@ -195,21 +202,8 @@ class DaliBackend(Backend):
         elif self._resize_in_dali:
             pixels = torch.from_numpy(np.array(made.as_array()))
         else:
-            pixels = self._resized([np.asarray(part) for part in made], prepared.cut.mirrored)
+            pixels = self._squares([np.asarray(part) for part in made], prepared.cut.mirrored)
         return pixels.permute(0, 3, 1, 2)
-
-    def _resized(self, parts: Sequence[Encoded], mirrored: npt.NDArray[np.bool_]) -> Tensor:
-        squares = self._buffers.empty(len(parts), self._view.px, self._view.px, 3)
-        pixels = squares.numpy()
-
-        def render(first: int) -> None:
-            # Every so many, so that the threads end together; one at a time, so that none holds the GIL for long.
-            for place in range(first, len(parts), self._num_threads):
-                part = torch.from_numpy(parts[place]).permute(2, 0, 1)
-                self._view.render([part], mirrored[place : place + 1], pixels[place : place + 1])
-
-        list(self._resizers.map(render, range(self._num_threads)))
-        return squares
 
     def _build(self) -> Pipeline:
         on_gpu = self._device.type == "cuda"
@@ -217,6 +211,7 @@ class DaliBackend(Backend):
             px=self._view.px,
             device="mixed" if on_gpu else "cpu",
             resizing=self._view.resizing if self._resize_in_dali else None,
+            is_raw=self._raw is not None,
             batch_size=self._max_batch_size,
             num_threads=self._num_threads,
             device_id=self._device.index or 0 if on_gpu else None,
@@ -227,12 +222,8 @@ class DaliBackend(Backend):
 
 
 @pipeline_def
-def _graph(px: int, device: str, resizing: Resizing | None) -> Any:
-    data = fn.external_source(name="data", no_copy=True)  # `_Prepared` keeps the bytes
-    start, shape = (fn.external_source(name=name) for name in ("start", "shape"))
-    images: Any = fn.decoders.image_slice(
-        data, start, shape, axes=[0, 1], device=device, output_type=DALIImageType.RGB, adjust_orientation=False
-    )
+def _graph(px: int, device: str, resizing: Resizing | None, is_raw: bool) -> Any:
+    images = _raw_images(device) if is_raw else _decoded_images(device)
     if resizing is None:
         return images
     roi_start, roi_end, mirrored = (fn.external_source(name=name) for name in ("roi_start", "roi_end", "mirrored"))
@@ -245,6 +236,19 @@ def _graph(px: int, device: str, resizing: Resizing | None) -> Any:
         antialias=resizing.antialias,
     )
     return fn.flip(squares, horizontal=mirrored)
+
+
+def _decoded_images(device: str) -> Any:
+    data = fn.external_source(name="data", no_copy=True)  # `_Prepared` keeps the bytes
+    start, shape = (fn.external_source(name=name) for name in ("start", "shape"))
+    return fn.decoders.image_slice(
+        data, start, shape, axes=[0, 1], device=device, output_type=DALIImageType.RGB, adjust_orientation=False
+    )
+
+
+def _raw_images(device: str) -> Any:
+    parts: Any = fn.external_source(name="data", no_copy=True, layout="HWC")  # `_Prepared` keeps them
+    return parts.gpu() if device == "mixed" else parts
 
 
 def _pairs(columns: npt.NDArray[Any], dtype: type) -> npt.NDArray[Any]:

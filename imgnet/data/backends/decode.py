@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import warnings
@@ -11,7 +10,6 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torchvision.io  # loads the operators of torch.ops.image
 from torch import Tensor
@@ -19,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from imgnet.data.backends.backend import Backend, Batch, BatchKey, Decoded, Finisher
-from imgnet.data.sampling.counter import Ints
+from imgnet.data.backends.bad_images import describe_failure
+from imgnet.data.backends.raw_parts import RawParts
 from imgnet.data.sampling.view import View
+from imgnet.data.sources.header import PpmHeader, read_ppm_header
 from imgnet.data.sources.source import ImageError, Source
 
 # Images held decoded at a time: enough that drawing their boxes together costs little, few enough that large
@@ -37,8 +37,11 @@ def decode(data: bytes) -> Tensor:
     where Pillow cuts all values at 255. The bytes tell the format, whatever the file is called.
 
     Raises:
-        ValueError, RuntimeError: the bytes are no complete JPEG, PNG, WebP or GIF image.
+        ValueError, RuntimeError: the bytes are no complete JPEG, PNG, WebP or GIF image, nor what ``as_ppm`` wrote.
     """
+    header = read_ppm_header(data)
+    if header is not None:
+        return _raw(data, header)
     # The operator behind torchvision.io.decode_image, which since 0.29 warns at each call that torchcodec replaces it.
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     image: Tensor = torch.ops.image.decode_image(encoded, _RGB, _TURN_BY_EXIF)
@@ -47,6 +50,11 @@ def decode(data: bytes) -> Tensor:
     if image.dtype == torch.uint16:
         image = (image.to(torch.int32) >> 8).to(torch.uint8)
     return image
+
+
+def _raw(data: bytes, header: PpmHeader) -> Tensor:
+    pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=header.num_bytes)
+    return pixels.view(header.height, header.width, 3).permute(2, 0, 1)
 
 
 class DecodingBackend(Backend):
@@ -111,6 +119,8 @@ class DecodingBackend(Backend):
 
 
 _Made = tuple[BatchKey, Tensor, dict[int, str]]
+_Part = tuple[int, Tensor, bool]
+"""A place in a batch, the pixels (uint8 ``[3, h, w]``) that its square is made of, and whether that is mirrored."""
 T = TypeVar("T")
 
 
@@ -130,35 +140,49 @@ class _Batches(Dataset[_Made]):
     def __init__(self, source: Source, view: View) -> None:
         self._source = source
         self._view = view
+        self._raw = RawParts(source, source.pixels, view) if source.pixels is not None else None
 
     def __getitem__(self, key: BatchKey) -> _Made:
         """Errors are returned, because the loader would wrap a raised one into the traceback of another process."""
         bad: dict[int, str] = {}
         pixels = np.zeros((len(key.indices), self._view.px, self._view.px, 3), dtype=np.uint8)
         for start in range(0, len(key.indices), _CHUNK):
-            images = self._images(key.indices[start : start + _CHUNK], start, bad)
-            self._render(key, images, pixels)
+            chunk = BatchKey(key.epoch, key.indices[start : start + _CHUNK])
+            parts = self._decoded(chunk, start, bad) if self._raw is None else _read(self._raw, chunk, start, bad)
+            for place, part, mirrored in parts:
+                self._view.render([part], np.array([mirrored]), pixels[place : place + 1])
         return key, torch.from_numpy(pixels).permute(0, 3, 1, 2), bad
 
-    def _images(self, indices: Ints, first: int, bad: dict[int, str]) -> dict[int, Tensor]:
+    def _decoded(self, chunk: BatchKey, first: int, bad: dict[int, str]) -> Iterator[_Part]:
+        """The parts of encoded images, which have to be decoded before it is known where they are cut."""
+        images = self._images(chunk, first, bad)
+        places = list(images)
+        widths, heights = zip(*(image.shape[:0:-1] for image in images.values()), strict=True) if images else ((), ())
+        cut = self._view.cut(chunk.epoch, chunk.indices[[place - first for place in places]], widths, heights)
+        for place, box, mirrored in zip(places, cut.parts.tolist(), cut.mirrored.tolist(), strict=True):
+            left, top, width, height = box
+            yield place, images[place][:, top : top + height, left : left + width], mirrored
+
+    def _images(self, chunk: BatchKey, first: int, bad: dict[int, str]) -> dict[int, Tensor]:
         """Decoded images by their places in the batch; those that are bad are told in ``bad``."""
         images: dict[int, Tensor] = {}
-        for place, index in enumerate(indices.tolist(), first):
+        for place, index in enumerate(chunk.indices.tolist(), first):
             try:
                 images[place] = decode_sample(self._source, index)
             except ImageError as error:
                 bad[place] = str(error)
         return images
 
-    def _render(self, key: BatchKey, images: dict[int, Tensor], pixels: npt.NDArray[np.uint8]) -> None:
-        places = list(images)
-        widths, heights = zip(*(image.shape[:0:-1] for image in images.values()), strict=True) if images else ((), ())
-        cut = self._view.cut(key.epoch, key.indices[places], widths, heights)
-        for place, image, (left, top, width, height), mirrored in zip(
-            places, images.values(), cut.parts.tolist(), cut.mirrored, strict=True
-        ):
-            part = image[:, top : top + height, left : left + width]
-            self._view.render([part], np.array([mirrored]), pixels[place : place + 1])
+
+def _read(raw: RawParts, chunk: BatchKey, first: int, bad: dict[int, str]) -> Iterator[_Part]:
+    """The parts of images that need no decoding."""
+    cut = raw.cut(chunk)
+    for place, index in enumerate(chunk.indices.tolist()):
+        part = raw.read(index, cut.parts[place])
+        if isinstance(part, str):
+            bad[first + place] = part
+        else:
+            yield first + place, torch.from_numpy(part).permute(2, 0, 1), bool(cut.mirrored[place])
 
 
 def decode_sample(source: Source, index: int, data: bytes | None = None) -> Tensor:
@@ -171,18 +195,6 @@ def decode_sample(source: Source, index: int, data: bytes | None = None) -> Tens
         return decode(source.read(index) if data is None else data)
     except (OSError, RuntimeError, ValueError) as error:
         raise ImageError(describe_failure(source, index, error)) from None
-
-
-def describe_failure(source: Source, index: int, error: Exception) -> str:
-    """One line that names an image and why it cannot be read."""
-    reason = error.strerror if isinstance(error, OSError) else _reason(error)
-    return f"cannot read the image {source.describe(index)}: {reason}"
-
-
-def _reason(error: Exception) -> str:
-    """What an operator said, without the name of the function and the line in its source."""
-    first_line = str(error).partition("\n")[0]
-    return re.sub(r"^.*?\.(cpp|h):\d+, ", "", first_line)
 
 
 def _unchanged(made: T) -> T:

@@ -91,6 +91,11 @@ class FolderSource:
         """The class of each image: int64 ``[len(self)]``, the place of its folder in sorted order."""
         return self._labels
 
+    @property
+    def pixels(self) -> None:
+        """Files hold encoded images."""
+        return None
+
     def __len__(self) -> int:
         return len(self._labels)
 

@@ -1,11 +1,14 @@
 """What the first bytes of an encoded image tell, without decoding it."""
 
+import re
 from dataclasses import dataclass
 from struct import unpack_from
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _SIZES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive: what every decoder reads
 _PADDING = 64  # bytes that some programs leave after the end of an image
+_PPM = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")  # as `as_ppm` writes it, and no other
+_MOST_PX = 0xFFFF  # of a side: what an index can say, and a JPEG
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,25 @@ def read_header(data: bytes | memoryview) -> JpegHeader | None:
             return JpegHeader(width, height) if ordinary else None
         at += 2 + length
     return None
+
+
+@dataclass(frozen=True)
+class PpmHeader:
+    """Pixels that need no decoding: row by row, three bytes each, behind ``num_bytes`` of header."""
+
+    width: int
+    height: int
+    num_bytes: int
+
+
+def read_ppm_header(data: bytes) -> PpmHeader | None:
+    """Of what :func:`as_ppm` wrote, to the last byte; None for everything else."""
+    found = _PPM.match(data)
+    if found is None:
+        return None
+    header = PpmHeader(int(found[1]), int(found[2]), found.end())
+    is_whole = len(data) == header.num_bytes + 3 * header.width * header.height
+    return header if is_whole and max(header.width, header.height) <= _MOST_PX else None
 
 
 def extension(data: bytes) -> str:

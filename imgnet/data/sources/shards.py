@@ -1,5 +1,7 @@
 """Images in tar shards, read in place: the WebDataset convention (``key.jpg``, ``key.cls``) beside a binary index.
 
+The images are encoded, or raw pixels (``key.ppm``), as the manifest says for all of them.
+
 A folder of shards holds ``manifest.json``, and for each split ``<split>/shard-000000.tar`` and on and
 ``<split>/index.npy``. The manifest is written last: where it is, the shards are whole. Checksums are CRC-32, which
 finds every accident of up to 32 bits in a row and is as fast as memory; they are no defence against intent.
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tarfile import TarInfo
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +22,21 @@ import numpy.typing as npt
 from imgnet.config import ConfigError
 from imgnet.data.sampling.counter import Ints
 from imgnet.data.sources.folder import SPLITS, Split
-from imgnet.data.sources.header import JpegHeader, read_header
+from imgnet.data.sources.header import JpegHeader, read_header, read_ppm_header
+from imgnet.data.sources.raw import RawPixels
 from imgnet.data.tools.tar import UnsafeTarError, contents, open_tar, safe_members
 
 MANIFEST = "manifest.json"
 INDEX = "index.npy"
-FORMAT = 1
 SHARDS_HINT = "write shards with: imgnet data shard <folder of images> <shards> --num-shards N"
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+Format: TypeAlias = Literal["jpeg", "raw"]
+"""What images are kept as: encoded (JPEGs, and the few others that there are), or pixels behind a short header."""
+
+VERSIONS: dict[Format, int] = {"jpeg": 1, "raw": 2}
+"""What a manifest says of each. A reader that does not know the number refuses the shards."""
+
+IMAGE_ENDINGS: dict[Format, tuple[str, ...]] = {"jpeg": ("jpg", "jpeg", "png", "webp"), "raw": ("ppm",)}
 LABEL_ENDING = "cls"
 
 _NUM_OPEN_FILES = 256  # of the 1,024 that a process usually may have; further shards are opened for each read
@@ -39,7 +47,7 @@ ROW = np.dtype(
         ("label", "<i8"),
         ("length", "<u4"),
         ("checksum", "<u4"),  # CRC-32 of the image's bytes
-        ("width", "<u2"),  # in pixels; 0 where the image is no ordinary JPEG
+        ("width", "<u2"),  # in pixels; 0 where the image is neither raw nor an ordinary JPEG
         ("height", "<u2"),
         ("shard", "<u4"),
     ]
@@ -77,6 +85,7 @@ class Manifest:
     classes: list[str]
     made_with: dict[str, Any]
     splits: dict[str, SplitRecord]
+    format: Format = "jpeg"
 
     def files(self) -> Iterator[tuple[str, FileRecord]]:
         """Every file but the manifest, with its path from the folder."""
@@ -86,7 +95,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Declare the shards whole. Atomic."""
-        write_atomically(folder / MANIFEST, json.dumps({"format": FORMAT} | asdict(self), indent=1).encode())
+        fields = {"format": None} | asdict(self) | {"format": VERSIONS[self.format]}
+        write_atomically(folder / MANIFEST, json.dumps(fields, indent=1).encode())
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -94,8 +104,7 @@ def read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
     try:
         data = json.loads(path.read_bytes())
-        if data.pop("format") != FORMAT:
-            raise ConfigError([f"{path} is of another format than {FORMAT}: write the shards again"])
+        kept_as = _format(path, data["format"])
         splits = {
             split: SplitRecord(
                 record["num_samples"],
@@ -104,7 +113,7 @@ def read_manifest(root: Path) -> Manifest:
             )
             for split, record in data["splits"].items()
         }
-        manifest = Manifest(data["classes"], data["made_with"], splits)
+        manifest = Manifest(data["classes"], data["made_with"], splits, kept_as)
     except FileNotFoundError:
         raise ConfigError([f"data.root={root} holds no {MANIFEST}, so no whole shards; {SHARDS_HINT}"]) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -115,6 +124,14 @@ def read_manifest(root: Path) -> Manifest:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConfigError([f"{path} is refused: it names a file outside its folder, {name!r}"])
     return manifest
+
+
+def _format(path: Path, version: object) -> Format:
+    for known, number in VERSIONS.items():
+        if version == number:
+            return known
+    shown = " and ".join(f"{number} ({known})" for known, number in VERSIONS.items())
+    raise ConfigError([f"{path} is of format {version!r}; known are {shown}: write the shards again, or update imgnet"])
 
 
 def shard_problems(root: Path, num_classes: int) -> list[str]:
@@ -145,34 +162,47 @@ class ShardSource:
         problems = shard_problems(root, num_classes)
         if problems:
             raise ConfigError(problems)
-        record = read_manifest(root).splits[split]
+        manifest = read_manifest(root)
+        record = manifest.splits[split]
         self._rows = open_index(root / split / INDEX)
         if len(self._rows) != record.num_samples:
             raise ConfigError([f"{root / split / INDEX} has {len(self._rows)} images, not {record.num_samples}"])
-        self._paths = [root / split / shard.name for shard in record.shards]
+        self._folder = root / split
+        self._shards = record.shards
         self._files: dict[int, int] = {}
+        self._pixels = RawPixels(self._rows, self._first_bytes) if manifest.format == "raw" else None
 
     @property
     def labels(self) -> Ints:
         """The class of each image: int64 ``[len(self)]``, in mapped memory."""
         return self._rows["label"]
 
+    @property
+    def pixels(self) -> RawPixels | None:
+        """Where the shards hold raw ones."""
+        return self._pixels
+
     def __len__(self) -> int:
         return len(self._rows)
 
     def read(self, index: int) -> bytes:
         """The bytes of the image. Safe in threads, and in processes forked at any time."""
+        return self._first_bytes(index, int(self._rows[index]["length"]))
+
+    def _first_bytes(self, index: int, length: int) -> bytes:
         row = self._rows[index]
-        shard, length, offset = int(row["shard"]), int(row["length"]), int(row["offset"])
+        shard, offset = int(row["shard"]), int(row["offset"])
+        if shard >= len(self._shards) or offset + length > self._shards[shard].num_bytes:
+            raise OSError(0, f"the index says bytes {offset} to {offset + length} of shard {shard}, which has fewer")
         file = self._files.get(shard)
         if file is not None:
             data = os.pread(file, length, offset)
         elif len(self._files) < _NUM_OPEN_FILES:
             # Two threads may open it at once; both files stay open, and the process ends with them.
-            file = self._files.setdefault(shard, os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC))
+            file = self._files.setdefault(shard, os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC))
             data = os.pread(file, length, offset)
         else:
-            data = _read_once(self._paths[shard], length, offset)
+            data = _read_once(self._path(shard), length, offset)
         if len(data) != length:
             raise OSError(0, f"the shard ends after {len(data)} of {length} bytes")
         return data
@@ -186,7 +216,9 @@ class ShardSource:
     def describe(self, index: int) -> str:
         """The shard and the name of the image in it."""
         row = self._rows[index]
-        path = self._paths[int(row["shard"])]
+        if row["shard"] >= len(self._shards):
+            return f"{self._folder}: image {index}"
+        path = self._path(int(row["shard"]))
         try:
             with path.open("rb") as file:
                 file.seek(int(row["offset"]) - 512)
@@ -194,6 +226,9 @@ class ShardSource:
         except Exception:  # a broken shard is to be named all the same
             name = f"the image at byte {int(row['offset'])}"
         return f"{path}: {name}"
+
+    def _path(self, shard: int) -> Path:
+        return self._folder / self._shards[shard].name
 
 
 def _read_once(path: Path, length: int, offset: int) -> bytes:
@@ -215,7 +250,7 @@ def open_index(path: Path) -> npt.NDArray[Any]:
     return rows.view(np.ndarray)
 
 
-def index_tar(path: Path, shard: int) -> npt.NDArray[Any]:
+def index_tar(path: Path, shard: int, kept_as: Format = "jpeg") -> npt.NDArray[Any]:
     """What the index says of one shard: :data:`ROW` ``[num_samples]``. Reads all of it.
 
     Raises:
@@ -227,7 +262,7 @@ def index_tar(path: Path, shard: int) -> npt.NDArray[Any]:
     with open_tar(path) as archive:
         for member in safe_members(archive, str(path)):
             key, _, ending = member.name.rpartition(".")
-            if ending.lower() in IMAGE_ENDINGS:
+            if ending.lower() in IMAGE_ENDINGS[kept_as]:
                 if image is not None:
                     raise UnsafeTarError(f"{path} has no {image[0]}.{LABEL_ENDING} beside the image")
                 image = key, member.offset_data, contents(archive, member).read()
@@ -236,7 +271,8 @@ def index_tar(path: Path, shard: int) -> npt.NDArray[Any]:
             if image is not None and label is not None:
                 if image[0] != label[0]:
                     raise UnsafeTarError(f"{path} has {image[0]} beside {label[0]}.{LABEL_ENDING}: keys must agree")
-                rows.append(_row(image[1], label[1], image[2], shard))
+                width, height = _size(path, image[0], image[2], kept_as)
+                rows.append((image[1], label[1], len(image[2]), zlib.crc32(image[2]), width, height, shard))
                 image = label = None
     if image is not None or label is not None:
         raise UnsafeTarError(f"{path} ends in the middle of a sample")
@@ -249,10 +285,11 @@ def _label(path: Path, name: str, text: bytes) -> int:
     return int(text)
 
 
-def _row(offset: int, label: int, data: bytes, shard: int) -> tuple[int, ...]:
-    header = read_header(data)
-    width, height = (header.width, header.height) if header else (0, 0)
-    return offset, label, len(data), zlib.crc32(data), width, height, shard
+def _size(path: Path, key: str, data: bytes, kept_as: Format) -> tuple[int, int]:
+    header = read_header(data) if kept_as == "jpeg" else read_ppm_header(data)
+    if header is None and kept_as == "raw":
+        raise UnsafeTarError(f"{path}: {key} holds no raw pixels, 1 to 65,535 to a side")
+    return (header.width, header.height) if header else (0, 0)
 
 
 def record_of(path: Path) -> FileRecord:

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from imgnet.data.sampling.counter import Ints
 from imgnet.data.sources.header import JpegHeader
+from imgnet.data.sources.raw import RawPixels
 
 
 class ImageError(ValueError):
@@ -11,17 +12,25 @@ class ImageError(ValueError):
 
 
 class Source(Protocol):
-    """Encoded images of one split, numbered from zero. Decoding processes get copies and read at the same time."""
+    """The images of one split, numbered from zero. Decoding processes get copies and read at the same time."""
 
     @property
     def labels(self) -> Ints:
         """The class of each image: int64 ``[len(self)]``, from zero."""
         ...
 
+    @property
+    def pixels(self) -> RawPixels | None:
+        """The quick way to images that need no decoding; None where they do."""
+        ...
+
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes:
-        """The encoded image, in any format of JPEG, PNG and WebP. Raises OSError where the storage fails."""
+        """The encoded image, in any format of JPEG, PNG, WebP and :func:`.header.as_ppm`.
+
+        Raises OSError where the storage fails.
+        """
         ...
 
     def header(self, index: int, data: bytes) -> JpegHeader | None:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -85,7 +85,13 @@ def shard(
     max_size: Annotated[
         int | None, typer.Option(min=16, metavar="PIXELS", help="Shrink the shorter side to this where it is larger.")
     ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=95, help="JPEG quality of what is shrunk.")] = 90,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=95, help="JPEG quality of what is shrunk; 90 if not given.")
+    ] = None,
+    kept_as: Annotated[
+        Literal["jpeg", "raw"],
+        typer.Option("--format", help="raw: pixels that need no decoding; wants --max-size."),
+    ] = "jpeg",
     workers: Workers = None,
 ) -> None:
     """Write an image folder as tar shards, with an index and checksums.
@@ -97,12 +103,15 @@ def shard(
     Without **--max-size** the images are kept byte for byte. With **--max-size 256** they load several times faster,
     and crops are cut from the smaller images: results differ slightly, so state it with them. About 150 MB to a shard
     is a good size: --num-shards 1024 for ImageNet.
+
+    With **--format raw --max-size 256** the pixels themselves are kept, without a second JPEG, for nodes whose cores
+    cannot decode as fast as their GPUs train: several times the bytes, and almost only resizing is left to do.
     """
     from imgnet.data.tools.sharding import Recipe, open_splits, shard_folder
 
     def work() -> tuple[int, Iterable[int]]:
+        recipe = Recipe(max_size, 90 if quality is None and kept_as == "jpeg" else quality, kept_as)
         total = sum(map(len, open_splits(src).values()))
-        recipe = Recipe(max_size, quality)
         return total, shard_folder(src, dst, num_shards=num_shards, recipe=recipe, num_workers=_cores(workers))
 
     _run("sharding", "images", work)

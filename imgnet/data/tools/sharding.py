@@ -11,20 +11,22 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from imgnet.config import ConfigError
 from imgnet.data.sources.folder import SPLITS, FolderSource, Split, class_names
-from imgnet.data.sources.header import extension
+from imgnet.data.sources.header import as_ppm, extension
 from imgnet.data.sources.shards import (
+    IMAGE_ENDINGS,
     INDEX,
     LABEL_ENDING,
     MANIFEST,
     ROW,
     FileRecord,
+    Format,
     Manifest,
     SplitRecord,
     index_tar,
@@ -45,8 +47,18 @@ class Recipe:
 
     max_size: int | None
     """The shorter side is shrunk to so many pixels where it is larger; None: the bytes are kept as they are."""
-    quality: int
-    """JPEG quality, 1 to 95, of what is shrunk."""
+    quality: int | None
+    """JPEG quality, 1 to 95, of what is shrunk; None where nothing becomes a JPEG."""
+    format: Format = "jpeg"
+    """``raw``: each image is decoded, and its pixels are kept."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for what cannot be done, in the words of the command."""
+        if self.format == "raw" and self.max_size is None:
+            line = "--format raw without --max-size: pixels that are not shrunk take several times the space of JPEGs"
+            raise ConfigError([f"{line}; add a size, such as --max-size 256"])
+        if self.format == "raw" and self.quality is not None:
+            raise ConfigError([f"--quality {self.quality} is for --format jpeg; raw pixels lose none, so leave it out"])
 
 
 def shard_folder(source: Path, folder: Path, *, num_shards: int, recipe: Recipe, num_workers: int) -> Iterator[int]:
@@ -65,8 +77,10 @@ def shard_folder(source: Path, folder: Path, *, num_shards: int, recipe: Recipe,
         return
     yield from in_processes(partial(_write_shard, folder, recipe), _jobs(sources, num_shards), num_workers)
     records = {split: _finish_split(folder, split) for split in SPLITS}
-    made_with = {"max_size": recipe.max_size, "quality": recipe.quality if recipe.max_size else None}
-    Manifest(class_names(source / "train"), made_with, dict(records)).write(folder)
+    made_with: dict[str, Any] = {"max_size": recipe.max_size, "quality": recipe.quality if recipe.max_size else None}
+    if recipe.format != "jpeg":  # so that the manifests of JPEGs stay the same bytes, and copies of them warm
+        made_with["format"] = recipe.format
+    Manifest(class_names(source / "train"), made_with, dict(records), recipe.format).write(folder)
     for parts in folder.glob(f"*/{_PARTS}"):
         shutil.rmtree(parts)
 
@@ -112,7 +126,7 @@ def _keep_plan(folder: Path, source: Path, num_shards: int, recipe: Recipe, sour
             raise ConfigError([f"{folder} is not empty and holds no shards: name a new folder"])
         write_atomically(path, json.dumps(plan, indent=1).encode())
         return
-    begun = json.loads(path.read_bytes())
+    begun = {"format": "jpeg"} | json.loads(path.read_bytes())  # which the first plans did not say
     changed = [f"{key}={plan[key]} (was {begun.get(key)})" for key in plan if plan[key] != begun.get(key)]
     if changed:
         raise ConfigError([f"{folder} was begun with other settings: {', '.join(changed)}; name a new folder"])
@@ -129,7 +143,7 @@ def _write_shard(folder: Path, recipe: Recipe, job: _Job) -> int:
             file.flush()
             os.fsync(file.fileno())
         # Read back, so that the index tells what is on the disk, and by the rules for shards from elsewhere.
-        np.save(part.with_suffix(".npy"), index_tar(unfinished, job.number))
+        np.save(part.with_suffix(".npy"), index_tar(unfinished, job.number, recipe.format))
         record = record_of(unfinished)
         unfinished.replace(path)
         write_atomically(part.with_suffix(".json"), json.dumps([path.name, record.num_bytes, record.crc32]).encode())
@@ -141,16 +155,17 @@ def _write_tar(file: IO[bytes], job: _Job, recipe: Recipe) -> None:
         for index, (name, label) in enumerate(zip(job.files, job.labels, strict=True), job.first):
             data = Path(name).read_bytes()
             if recipe.max_size is not None:
-                data = _shrunk(data, recipe.max_size, recipe.quality, name)
+                data = _shrunk(data, recipe, recipe.max_size, name)
             key = f"{index:08d}_{Path(name).stem.replace('.', '_')}"[:_MAX_KEY]
-            for ending, content in ((extension(data), data), (LABEL_ENDING, str(label).encode())):
+            kind = IMAGE_ENDINGS["raw"][0] if recipe.format == "raw" else extension(data)
+            for ending, content in ((kind, data), (LABEL_ENDING, str(label).encode())):
                 member = tarfile.TarInfo(f"{key}.{ending}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
 
 
-def _shrunk(data: bytes, max_size: int, quality: int, name: str) -> bytes:
-    """The image with ``max_size`` pixels on its shorter side, as a JPEG; smaller images as they are.
+def _shrunk(data: bytes, recipe: Recipe, max_size: int, name: str) -> bytes:
+    """The image with ``max_size`` pixels on its shorter side, as a JPEG or as pixels. No image becomes larger.
 
     Raises:
         ConfigError: the image cannot be decoded.
@@ -159,15 +174,21 @@ def _shrunk(data: bytes, max_size: int, quality: int, name: str) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about EXIF data that some of ImageNet's cameras wrote badly
             with Image.open(io.BytesIO(data)) as opened:
-                if min(opened.size) <= max_size:
+                if recipe.format == "jpeg" and min(opened.size) <= max_size:
                     return data
                 image = _rgb(opened)
     except (OSError, ValueError, SyntaxError) as error:
         raise ConfigError([f"cannot read the image {name}: {error}; see imgnet data verify"]) from None
-    scale = max_size / min(image.size)
+    scale = min(1, max_size / min(image.size))
     size = (round(image.width * scale), round(image.height * scale))
+    small = image.resize(size, Image.Resampling.LANCZOS) if scale < 1 else image
+    return as_ppm(*size, small.tobytes()) if recipe.format == "raw" else _jpeg(small, recipe.quality)
+
+
+def _jpeg(image: Image.Image, quality: int | None) -> bytes:
+    assert quality is not None, "the command gives one"
     out = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS).save(out, "JPEG", quality=quality)
+    image.save(out, "JPEG", quality=quality)
     return out.getvalue()
 
 

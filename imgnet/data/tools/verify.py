@@ -20,6 +20,7 @@ from imgnet.data.tools.sharding import open_splits
 IMAGENET_COUNTS: dict[Split, int] = {"train": 1_281_167, "val": 50_000}
 JOURNAL = ".verify.jsonl"
 _CHUNK = 500
+_FIRST_PIXEL = (0, 0, 1, 1)
 _WNID = re.compile(r"n\d{8}")
 
 Sources = dict[Split, FolderSource] | dict[Split, ShardSource]
@@ -101,6 +102,7 @@ def _jobs(root: Path, sources: Sources) -> Iterator[_Job]:
 def _look(root: Path, job: _Job) -> Verified:
     if job.file is not None:
         return _compare(root, job.split, job.file)
+    from imgnet.data.backends.bad_images import describe_failure
     from imgnet.data.backends.decode import decode_sample
 
     source, checksums = _opened(root, job.split)
@@ -112,8 +114,10 @@ def _look(root: Path, job: _Job) -> Verified:
                 problems.append(f"{source.describe(index)}: the bytes differ from their checksum")
                 continue
             decode_sample(source, index, data)
+            if source.pixels is not None:
+                source.pixels.part(index, _FIRST_PIXEL)  # whether the index says of it what it is
         except (ImageError, OSError) as error:
-            problems.append(str(error))
+            problems.append(str(error) if isinstance(error, ImageError) else describe_failure(source, index, error))
     return Verified(job.after - job.first, problems)
 
 
