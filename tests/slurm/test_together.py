@@ -12,6 +12,8 @@ from tests.slurm.conftest import QUICK, User, job_id, run_json, wait_for_end, wa
 
 pytestmark = pytest.mark.slurm
 ONE_GPU = (*QUICK, "cluster=4xA40", "cluster.gpus_per_node=1")
+TWO_GPUS = (*QUICK, "cluster=4xA40", "cluster.gpus_per_node=2")
+"""Of runs that do not share a job: each worker alone would compute on all cores, and runs have none of their own."""
 STATUSES = (
     "import glob, json, sys;"
     "runs = glob.glob(glob.escape(sys.argv[1]) + '/*/run.json');"
@@ -96,7 +98,7 @@ def test_a_time_limit_is_told_of_all_that_share_a_job(user: User) -> None:
 @pytest.mark.parametrize("wait", ["false", "true"])
 def test_the_first_failure_ends_a_sweep(user: User, wait: str) -> None:
     rates = "optimizer.lr=1e30,0.01,0.02,0.03,0.04,0.05,0.06,0.07"
-    sweep = (*ONE_GPU, rates, "epochs=100000", "fail_fast=true", "cluster.array_parallelism=4", f"cluster.wait={wait}")
+    sweep = (*TWO_GPUS, rates, "epochs=100000", "fail_fast=true", "cluster.array_parallelism=4", f"cluster.wait={wait}")
     submitted = user.run_py(*sweep)
     assert submitted.returncode == (1 if wait == "true" else 0), submitted.stderr
     runs = user.runs()
@@ -111,7 +113,7 @@ def test_the_first_failure_ends_a_sweep(user: User, wait: str) -> None:
 def test_a_command_runs_once_after_the_last_run(user: User) -> None:
     """Also where a run was queued again, one failed, and one is resubmitted."""
     rates = "optimizer.lr=1e30,0.01,0.02"
-    runs = submit(user, *ONE_GPU, rates, "epochs=30", "checkpoint.every_min=0.05", AFTER)
+    runs = submit(user, *TWO_GPUS, rates, "epochs=30", "checkpoint.every_min=0.05", AFTER)
     memory = json.loads((runs[0].parent / "sweep.json").read_text())
     wait_until_all_train(runs[1:])
     user.slurm.ask("scancel", "--signal=USR2", job_id(runs[1]))
@@ -143,7 +145,9 @@ def test_without_scontrol_on_a_node_a_run_that_saved_waits_for_resubmit(user: Us
     for name in ("srun", "squeue", "sacct", "scancel", "git", "cat", "env"):
         if (found := shutil.which(name)) is not None:
             (commands / name).symlink_to(found)
-    (run,) = submit(user, *ONE_GPU, "epochs=40", "checkpoint.every_min=0.05", f"cluster.setup=[export PATH={commands}]")
+    (run,) = submit(
+        user, *TWO_GPUS, "epochs=40", "checkpoint.every_min=0.05", f"cluster.setup=[export PATH={commands}]"
+    )
     wait_until_all_train([run])
     user.slurm.ask("scancel", "--signal=USR2", job_id(run))
     wait_until(lambda: not user.slurm.ask("squeue", "-h"), "the job is over")
