@@ -10,7 +10,7 @@ difference of rounded values, ``w (Q(x_j) - Q(x_i))``. The result of a round dif
 ``2^-7`` (neighbours) or ``2^-6`` (groups of three or more) times the largest value among the workers that average,
 times the share ``1 - W[i, i]`` that they take of one another (groups: ``n / (n - 1)`` times that), and by ``2^-15``
 times it for each of these workers, where weights are no multiples of 2^-16. Workers therefore come no closer to one
-another than bf16 can tell.
+another than bf16 can tell. (Arrows are as neighbours, the share being the mean of what a worker takes and gives.)
 
 ``tests/test_rounding.py`` holds every topology to how far the mean may move in thousands of rounds.
 """
