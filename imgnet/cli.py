@@ -144,7 +144,7 @@ def show_topology(
         size = _size(model, num_parameters)
     except ValueError as error:
         refuse(str(error))
-    topologies.show_topology(topology, size, rhythms_as_published())
+    topologies.show_topology(topology, size, rhythms_as_published(is_directed=topology.is_directed))
     if png is not None:
         from imgnet.results.pictures.topology_picture import draw
 

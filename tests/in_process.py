@@ -42,11 +42,13 @@ def families(world_size: int, per_node: int) -> list[tuple[str, dict]]:
     """Every family that exists for these workers, with options where it has some."""
     odd_weights = [[[rank, rank + 1, 0.1 * (1 + rank % 3)] for rank in range(world_size - 1)], []]
     uneven = [[{"ranks": list(range(world_size)), "weight": 0.7}]]
-    others = [name for name in FAMILIES if name.startswith("directed-")] + ["custom", "alternating-exp-ring"]
-    found = [(name, {}) for name in FAMILIES if name not in others]
+    uneven_arrows = [{"from": rank, "to": (rank + 1) % world_size, "weight": 0.3 + 0.05 * rank} for rank in range(2)]
+    uneven_arrows += [{"from": rank, "to": (rank + 1) % world_size, "weight": 0.5} for rank in range(2, world_size)]
+    uneven_arrows += [{"from": 1, "to": rank, "weight": 0.01} for rank in range(3, world_size)]
+    found = [(name, {}) for name in FAMILIES if name not in ("custom", "alternating-exp-ring")]
     found += [("base-graph", {"max_degree": 2}), ("static-ring", {"neighbours": world_size // 2})]
     found += [("ring", {"self_weight": 0.8}), ("custom", {"rounds": odd_weights})]
-    found += [("custom", {"rounds": uneven})]
+    found += [("custom", {"rounds": uneven}), ("custom", {"rounds": [uneven_arrows, uneven_arrows[:1]]})]
     found += [(name, {"self_weight": 0.4}) for name in ("ring", "static-ring", "random")]
     return found + [("alternating-exp-ring", {})] * (world_size > per_node > 1)
 

@@ -35,7 +35,7 @@ def run(*overrides: str) -> RunConfig:
 def test_every_way_to_average_has_a_file_and_is_accepted() -> None:
     assert sorted(OPTIONS) == FILES
     for name in FILES:
-        config = run(f"averaging={name}")
+        config = run(f"averaging={name}", *(["topology=directed-exp"] if name == "push_sum" else []))
         check(config)
         assert config.averaging.name == name
         assert type(config.averaging) is OPTIONS[name]
@@ -165,6 +165,10 @@ def test_more_fragments_than_tensors_are_refused_by_the_workers() -> None:
         build_strategy(config, nn.Linear(2, 2), objective, make_optimizer(SGD), runtime, STEPS_PER_EPOCH)
 
 
+PUSH_SUM = ["averaging=push_sum"]
+IN_A_RING = ", ".join(f"{{from: {rank}, to: {(rank + 1) % 4}, weight: 0.{rank + 2}}}" for rank in range(4))
+ARROWS, AND_A_GROUP = (f"topology.rounds=[[{IN_A_RING}], [{more}]]" for more in ("", "{ranks: [0, 1]}"))
+GROUP = "topology.rounds=[[{ranks: [0, 1, 2, 3]}]]"
 REFUSED = [
     (
         ["topology=allreduce", "averaging=local"],
@@ -197,6 +201,20 @@ REFUSED = [
     ([*STREAMING, "averaging.alpha=nan"], "averaging.alpha=nan must be finite"),
     ([*STREAMING, "averaging.merge=delta", "averaging.alpha=0.3"], "averaging.alpha=0.3 needs averaging.merge=mix; it"),
     ([*STREAMING, "optimizer.quasi_global=true"], "optimizer.quasi_global=true takes averages before updates"),
+    (
+        PUSH_SUM,
+        "averaging=push_sum is for directed rounds, and topology=ring has none; use a directed topology, such as",
+    ),
+    (["topology=custom", GROUP, *PUSH_SUM], "averaging=push_sum is for directed rounds, and topology=custom has none"),
+    (["topology=allreduce", *PUSH_SUM], "averages parameters, and topology=allreduce gradients; use directed-exp"),
+    (["topology=custom", ARROWS], "topology=custom is directed, for which averaging=every_step does not correct; it"),
+    (["topology=directed-exp", "averaging=local"], "averaging=local does not correct; it needs averaging=push_sum"),
+    (["topology=directed-exp", *PUSH_SUM, "topology.engine=decent_dp"], "averages in disjoint groups, which topology="),
+    (["topology=directed-exp", *PUSH_SUM, "optimizer.quasi_global=true"], "=true needs averages whose weights add up"),
+    (
+        ["topology=custom", AND_A_GROUP, *PUSH_SUM, "topology.wire_dtype=bf16"],
+        "averaging=push_sum needs rounds of arrows alone, which topology=custom has not; use topology.wire_dtype=fp32",
+    ),
     (["averaging.name=lokal"], "averaging.name=lokal: there is no such way to average; did you mean 'local'?"),
 ]
 

@@ -70,8 +70,8 @@ def test_every_option_composes_and_is_accepted(group: str, option: str, imagenet
     if option.startswith("directed-"):
         with pytest.raises(ConfigError, match=f"^topology={option} is directed, .* it needs averaging=push_sum$"):
             check(config)
-    else:
-        assert check(config).world_size >= 1
+        config = composed(f"{group}={option}", "averaging=push_sum", *data, *NEEDED["topology"])
+    assert check(config).world_size >= 1
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -1,5 +1,6 @@
 """Averaging keeps the mean of all workers for thousands of rounds: rounding is as often up as down."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,13 +24,18 @@ def topologies(world_size: int, per_node: int) -> list[Topology]:
     return list(found.values())
 
 
+def is_doubly_stochastic(topology: Topology) -> bool:
+    rows = [mixing_matrix(round_, topology.world_size).sum(axis=1) for round_ in topology.rounds]
+    return np.allclose(rows, 1.0, atol=1e-12)
+
+
 def limit(topology: Topology, wire: WireDtype) -> float:
     """How far the mean of all workers may move, root mean square.
 
     Where all members of a group hold the same bits afterwards, their rounding is the same too and does not average out.
     """
     if wire is WireDtype.bf16:
-        return 2e-7
+        return 2e-7 if is_doubly_stochastic(topology) else 2e-6  # shares of different weights differ in their last bits
     groups = [group for round_ in topology.rounds if isinstance(round_, GroupRound) for group in round_.groups]
     most_alike = max((len(group.ranks) for group in groups if group.is_uniform), default=1)
     in_groups = 4.5e-6 if topology.world_size <= 6 else 6e-6

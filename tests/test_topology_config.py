@@ -146,11 +146,14 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["topology=static-ring", "topology.neighbours=3"], ["topology=static-ring has neighbours=3; 4 workers have at"]),
     (["topology=base-graph", "topology.max_degree=0"], ["topology.max_degree=0 must be at least 1"]),
     (["topology=equi-dyn", "topology.eta=1.5"], ["topology.eta=1.5 must be at most 1"]),
-    (["topology=directed-exp"], ["topology=directed-exp is directed, which no engine does yet; it needs averaging="]),
-    (["topology=directed-ring", "topology.engine=decent_dp"], ["topology=directed-ring is directed, which no engine"]),
+    (
+        ["topology=directed-exp"],
+        ["=directed-exp is directed, for which averaging=every_step does not correct; it needs averaging=push_sum"],
+    ),
+    (["topology=directed-ring", "topology.engine=decent_dp"], ["topology=directed-ring is directed, for which "]),
     (
         ["topology=ring", "topology.schedule=[{after_epochs: 2, topology: directed-equi-dyn}]"],
-        ["topology=directed-equi-dyn is directed, which no engine does yet"],
+        ["topology=directed-equi-dyn is directed, for which averaging=every_step does not correct"],
     ),
     (
         ["topology=custom", "topology.rounds=[[{from: 0, to: 1, weight: 0.5}, {from: 1, to: 0, weight: 0.5}]]"],

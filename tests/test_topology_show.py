@@ -54,6 +54,7 @@ def test_bytes_by_averaging() -> None:
         "streaming_diloco": ["0.04", "0.02"], "gradients (topology=allreduce)": ["6.00", "3.00"],
     }  # fmt: skip
     assert {name: lines[name] for name in wanted} == wanted
+    assert "push_sum" not in text
 
 
 def test_powersgd_sends_what_torch_would() -> None:
@@ -85,7 +86,10 @@ def test_arrows_in_words_and_bytes() -> None:
     assert code == 0
     assert "directed, column-stochastic" in text
     assert "round 0  0: 1/2 to 1, 1/4 to 2  1: rests  2: rests" in text
-    assert ["fp32", "8.0", "12.0", "0.0", "0.0", "8.0"] in [line.split() for line in text.splitlines()]
+    rows = [line.split() for line in text.splitlines()]
+    assert ["fp32", "8.0", "12.0", "0.0", "0.0", "8.0"] in rows
+    assert ["push_sum", "1", "step", "8.00", "4.00"] in rows
+    assert "every_step" not in text, "which does not correct for directed rounds"
 
 
 def test_a_picture_calls_exact_only_what_is() -> None:

@@ -28,7 +28,7 @@ from imgnet.config import (
 from imgnet.data.checks import known_num_train
 from imgnet.parallel.averaging.registry import OPTIONS, way_of
 from imgnet.parallel.schedule import build_schedule, node_size, powersgd_start_step
-from imgnet.parallel.topology import GroupRound, NeighbourRound, Schedule
+from imgnet.parallel.topology import GroupRound, Schedule
 from imgnet.suggest import nearest
 
 SCHEMAS: dict[str, type[TopologyConfig]] = {
@@ -96,7 +96,8 @@ def _interval_problems(config: RunConfig) -> Iterator[str]:
 
 def _all_reduce_problems(config: RunConfig, topology: AllReduceConfig, world_size: int) -> Iterator[str]:
     if config.averaging.name != "every_step":
-        yield f"averaging={config.averaging.name} averages parameters, and topology=allreduce gradients; use complete"
+        other = "directed-exp" if way_of(config.averaging).is_directed else "complete"
+        yield f"averaging={config.averaging.name} averages parameters, and topology=allreduce gradients; use {other}"
     if isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
         yield (
             "optimizer.quasi_global=true is momentum for workers that differ, and with topology=allreduce none do; "
@@ -174,12 +175,27 @@ def _schedule_problems(
     except ValueError as error:
         yield f"{error} (cluster={config.cluster.name})"
         return
-    if schedule.directed is not None:
-        yield f"topology={schedule.directed.name} is directed, which no engine does yet; it needs averaging=push_sum"
-        return
-    if topology.engine is Engine.decent_dp:
+    wrong = [*_direction_problems(config.averaging, topology, schedule, world_size)]
+    yield from wrong
+    if not wrong and topology.engine is Engine.decent_dp:
         reasons = _reasons_against_decent_dp(config, topology, schedule, world_size)
         yield from (f"topology.engine=decent_dp {reason}; use topology.engine=imgnet" for reason in reasons)
+
+
+def _direction_problems(
+    averaging: AveragingConfig, topology: DecentralizedConfig, schedule: Schedule, world_size: int
+) -> Iterator[str]:
+    """Directed rounds need a way to average that corrects for them, which is for no others."""
+    corrects = way_of(averaging).is_directed
+    if schedule.directed is not None and not corrects:
+        wrong = f"is directed, for which averaging={averaging.name} does not correct"
+        yield f"topology={schedule.directed.name} {wrong}; it needs averaging=push_sum"
+    elif schedule.directed is None and corrects and world_size > 1:
+        right = "a directed topology, such as directed-exp, or averaging=every_step"
+        yield f"averaging={averaging.name} is for directed rounds, and topology={topology.name} has none; use {right}"
+    elif schedule.directed is not None and topology.wire_dtype is WireDtype.bf16 and not schedule.has_arrows_alone:
+        what = f"averaging={averaging.name} needs rounds of arrows alone, which topology={topology.name} has not"
+        yield f"topology.wire_dtype=bf16 with {what}; use topology.wire_dtype=fp32"
 
 
 def _reasons_against_decent_dp(
@@ -190,7 +206,8 @@ def _reasons_against_decent_dp(
         yield "needs 2 or more workers"
     else:
         yield from _rounds_without_decent_dp(topology, schedule)
-    if not way_of(config.averaging).is_of_decent_dp:
+    way = way_of(config.averaging)
+    if not (way.is_of_decent_dp or way.is_directed):  # of directed rounds the line before speaks
         yield f"averages in every step (averaging={config.averaging.name})"
     if topology.wire_dtype is not WireDtype.fp32:
         yield f"sends fp32 only (topology.wire_dtype={topology.wire_dtype.value})"
@@ -208,7 +225,7 @@ def _rounds_without_decent_dp(topology: DecentralizedConfig, schedule: Schedule)
     """It knows disjoint groups in which every worker has a peer, in every round."""
     rounds = schedule.phases[0].topology.rounds
     groups = [group for round_ in rounds if isinstance(round_, GroupRound) for group in round_.groups]
-    if any(isinstance(round_, NeighbourRound) for round_ in rounds):
+    if any(not isinstance(round_, GroupRound) for round_ in rounds):
         yield f"averages in disjoint groups, which topology={topology.name} is not"
     elif any(len(group.ranks) == 1 for group in groups):
         yield f"lets no worker rest in a round, as topology={topology.name} does"

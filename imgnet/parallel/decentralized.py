@@ -11,7 +11,7 @@ of parameters by itself, as soon as the backward pass has that bucket's gradient
 (:mod:`imgnet.parallel.averaging`) start and end averages at other times.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from imgnet.config import WireDtype
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.optim.restore import restore_optimizer
-from imgnet.parallel.average import float_buffers, neighbour_distance, standing_in
+from imgnet.parallel.average import divided, float_buffers, neighbour_distance, standing_in
 from imgnet.parallel.averaging.method import MakeMethod
 from imgnet.parallel.averaging.methods.every_step import EveryStep
 from imgnet.parallel.collectives import broadcast_from_first
@@ -121,6 +121,11 @@ class Decentralized(Strategy):
         """The trained parameters, in a block for each bucket."""
         return [bucket.block for bucket in self._buckets]
 
+    @property
+    def points(self) -> Sequence[Tensor]:
+        """What gradients are taken at, of the shapes of the blocks: these themselves, or new tensors."""
+        return divided(self.blocks, self._method.weight)
+
     def step(self, images: Tensor, targets: Tensor, lr: float, step: int) -> Tensor:
         """See :meth:`Strategy.step`."""
         set_learning_rate((bucket.optimizer for bucket in self._buckets), lr)
@@ -187,10 +192,12 @@ class Decentralized(Strategy):
         """See :meth:`Strategy.averaged`. Averages under way arrive first, and are taken in at the next step."""
         for averaging in self._method.averagings:
             averaging.settle()
-        blocks = self.blocks
         rounds = self._schedule.next_rounds(max(num_steps - 1, 0), NUM_MEASURED_ROUNDS)
-        between_neighbours = neighbour_distance(blocks, rounds, self._rank, self._wire)
-        with standing_in(float_buffers(self._module)), standing_in(blocks) as from_average:
+        between_neighbours = neighbour_distance(self.points, rounds, self._rank, self._wire)
+        with (
+            standing_in(float_buffers(self._module)),
+            standing_in(self.blocks, self._method.weight) as from_average,
+        ):
             yield Average(self._module, from_average, between_neighbours)
 
     def state(self) -> dict[str, Any]:

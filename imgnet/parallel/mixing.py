@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from imgnet.config import WireDtype
-from imgnet.parallel.topology import Group, Part, Round, Schedule
+from imgnet.parallel.topology import Arrows, Group, Part, Round, Schedule
 from imgnet.parallel.transfers import (
+    ArrowExchange,
     GroupAllReduce,
     Lane,
     PeerExchange,
@@ -18,6 +19,7 @@ from imgnet.parallel.transfers import (
     ShardedMean,
     Transfer,
     as_neighbours,
+    exact_arrows,
 )
 from imgnet.parallel.wire import Wire
 from imgnet.profile.activity import Activity
@@ -130,7 +132,7 @@ class Mixer:
         self.schedule = schedule
         self.blocks = blocks
         self._rank = rank
-        self._dtype = torch.bfloat16 if wire_dtype is WireDtype.bf16 else blocks[0].dtype
+        self._rounds = wire_dtype is WireDtype.bf16
         self._wire = wire
 
     @cached_property
@@ -143,9 +145,13 @@ class Mixer:
         largest, device = max(block.numel() for block in blocks), blocks[0].device
         scratch, scratch_behind = Scratch(largest, device), Scratch(largest, device)
         return [
-            self._averaging(Lane(block, self._wire, self._dtype, 2 * index, scratch, scratch_behind))
+            self._averaging(Lane(block, self._wire, self._dtype(block), 2 * index, scratch, scratch_behind))
             for index, block in enumerate(blocks)
         ]
+
+    def _dtype(self, block: Tensor) -> torch.dtype:
+        """Of its messages; what is float64 must not be rounded."""
+        return torch.bfloat16 if self._rounds and block.dtype == torch.float32 else block.dtype
 
     def _averaging(self, lane: Lane) -> Averaging:
         plans = [topology.plan(self._rank) for topology in self.schedule.topologies]
@@ -156,6 +162,8 @@ class Mixer:
     def _transfer(self, part: Part, lane: Lane) -> Transfer:
         part = as_neighbours(part, self._rank)
         assert part is not None
+        if isinstance(part, Arrows):
+            return ArrowExchange(lane, exact_arrows(part) if self._rounds else part)
         if not isinstance(part, Group):
             return PeerExchange(lane, part)
         return ShardedMean(lane, part, self._rank) if lane.rounds_values else GroupAllReduce(lane, part)

@@ -54,8 +54,8 @@ class SimulatedDecentralized(Strategy):
         """See :meth:`Strategy.averaged`. The average stands in a module of its own; no worker's is touched."""
         put_average(self._average, [member.module for member in self._members])
         rounds = self._schedule.next_rounds(max(num_steps - 1, 0), NUM_MEASURED_ROUNDS)
-        blocks = [_blocks(member) for member in self._members]
-        yield Average(self._average, _from_average(blocks), _between_neighbours(blocks, rounds))
+        blocks, points = zip(*map(_blocks_and_points, self._members), strict=True)
+        yield Average(self._average, _from_average(blocks, points), _between_neighbours(points, rounds))
 
     def state(self) -> None:
         """Each member has its own."""
@@ -190,24 +190,24 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
     return total / len(values)
 
 
-def _blocks(member: Member) -> Tensor:
-    """All trained parameters of a worker, 1-D."""
+def _blocks_and_points(member: Member) -> tuple[Tensor, Tensor]:
+    """All trained parameters of a worker, 1-D, and what it takes gradients at."""
     assert isinstance(member.strategy, Decentralized)
-    return torch.cat(member.strategy.blocks)
+    return torch.cat(member.strategy.blocks), torch.cat(list(member.strategy.points))
 
 
-def _from_average(blocks: Sequence[Tensor]) -> float:
+def _from_average(blocks: Sequence[Tensor], points: Sequence[Tensor]) -> float:
     mean = _mean(blocks)
-    squares = sum(float((block - mean).square().sum()) for block in blocks)
+    squares = sum(float((point - mean).square().sum()) for point in points)
     return (squares / len(blocks)) ** 0.5
 
 
-def _between_neighbours(blocks: Sequence[Tensor], rounds: Sequence[Round]) -> float:
+def _between_neighbours(points: Sequence[Tensor], rounds: Sequence[Round]) -> float:
     """``sqrt(mean |x_i - x_j|^2)`` over the pairs that average with each other, once for each round."""
-    pairs = [pair for round_ in rounds for pair in _pairs(round_, len(blocks))]
+    pairs = [pair for round_ in rounds for pair in _pairs(round_, len(points))]
     if not pairs:
         return 0.0
-    distances = {pair: float((blocks[pair[0]] - blocks[pair[1]]).double().square().sum()) for pair in set(pairs)}
+    distances = {pair: float((points[pair[0]] - points[pair[1]]).double().square().sum()) for pair in set(pairs)}
     return (sum(distances[pair] for pair in pairs) / len(pairs)) ** 0.5
 
 

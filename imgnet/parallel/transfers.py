@@ -10,7 +10,7 @@ difference of rounded values, ``w (Q(x_j) - Q(x_i))``. The result of a round dif
 ``2^-7`` (neighbours) or ``2^-6`` (groups of three or more) times the largest value among the workers that average,
 times the share ``1 - W[i, i]`` that they take of one another (groups: ``n / (n - 1)`` times that), and by ``2^-15``
 times it for each of these workers, where weights are no multiples of 2^-16. Workers therefore come no closer to one
-another than bf16 can tell.
+another than bf16 can tell. (Arrows are as neighbours, the share being the mean of what a worker takes and gives.)
 
 ``tests/test_rounding.py`` holds every topology to how far the mean may move in thousands of rounds.
 """
@@ -90,6 +90,10 @@ class Lane:
             self._buffers[key] = torch.empty(size, dtype=dtype, device=self.block.device)
         return self._buffers[key]
 
+    def as_fp32(self, values: Tensor, row: int) -> Tensor:
+        """Values of a message to compute with, no more than a tile: themselves, or in a row of ``scratch``."""
+        return self.scratch.row(row, values.numel()).copy_(values) if self.rounds_values else values
+
 
 class Transfer(ABC):
     """The life of a round: ``start``, computation that leaves the block as it is, ``wait``, ``finish``."""
@@ -110,12 +114,11 @@ class Transfer(ABC):
         """Replace the block by this worker's row of the mixing matrix."""
 
 
-def as_neighbours(part: Part, rank: int) -> Neighbours | Group | None:
+def as_neighbours(part: Part, rank: int) -> Part:
     """A pair written as two neighbours, which exchange their blocks directly; every other part as it is.
 
     A pair's all-reduce would need a process group of its own, and a random topology has thousands of pairs.
     """
-    assert not isinstance(part, Arrows), "directed rounds are refused before the start: they need push-sum"
     if not isinstance(part, Group) or len(part.ranks) > 2:
         return part
     peer = next(other for other in part.ranks if other != rank)
@@ -133,7 +136,7 @@ class PeerExchange(Transfer):
 
     def __init__(self, lane: Lane, neighbours: Neighbours) -> None:
         self._block = lane.block
-        self._scratch = lane.scratch
+        self._as_fp32 = lane.as_fp32
         self._rounds_values = lane.rounds_values
         peers = [peer for peer, _ in neighbours.peers]
         self._weights = [_exact(weight) if self._rounds_values else weight for _, weight in neighbours.peers]
@@ -178,8 +181,103 @@ class PeerExchange(Transfer):
     def _difference(self, sent: Tensor, received: Tensor) -> Tensor:
         return self._as_fp32(received, 1).sub_(self._as_fp32(sent, 0))
 
-    def _as_fp32(self, values: Tensor, row: int) -> Tensor:
-        return self._scratch.row(row, values.numel()).copy_(values) if self._rounds_values else values
+
+@final
+class ArrowExchange(Transfer):
+    """A directed round: ``x <- x + sum(a x_sender) - sum(b x)``, over the senders and over the receivers.
+
+    What a worker gives is taken off once for each receiver, with the weight and the values that this one adds: in fp32
+    the weights of all together may round to something else, and the sum over all workers would drift.
+
+    Args:
+        lane: of the block.
+        arrows: each other worker in them has an exchange with this one; for bf16 see :func:`exact_arrows`.
+    """
+
+    def __init__(self, lane: Lane, arrows: Arrows) -> None:
+        self._block = lane.block
+        self._as_fp32 = lane.as_fp32
+        self._rounds_values = lane.rounds_values
+        senders, self._num_even, self._given = _even_first(arrows)
+        self._taken = [weight for _, weight in senders]
+        size = self._block.numel()
+        self._sent = lane.buffer("own", size, lane.dtype) if self._rounds_values else self._block
+        places = range(max(len(senders), 1))  # who gets nothing needs the room of one to add up what it gives
+        buffers = [lane.buffer(f"received {place}", size, lane.dtype) for place in places]
+        self.received = dict(zip([sender for sender, _ in senders], buffers, strict=False))
+        """What each sender sent, once ``wait`` has returned and until ``finish``."""
+        messages = self._messages({receiver for receiver, _ in arrows.receivers})
+        self.num_bytes = _sent(messages)
+        self._start = lane.wire.exchange(messages, lane.tag)
+        self._arrival: Arrival | None = None
+        self._tiles = _tiles(self._block, self._sent, *buffers)
+
+    def _messages(self, receivers: set[int]) -> list[Message]:
+        """One for each worker, empty in the direction in which there is no arrow."""
+        nothing = self._sent[:0]
+        return [
+            Message(peer, self._sent if peer in receivers else nothing, self.received.get(peer, nothing))
+            for peer in sorted(receivers.union(self.received))
+        ]
+
+    def start(self) -> None:
+        """See :meth:`Transfer.start`."""
+        if self._rounds_values:
+            self._sent.copy_(self._block)
+        self._arrival = self._start()
+
+    def wait(self) -> None:
+        """See :meth:`Transfer.wait`."""
+        if self._arrival is not None:
+            self._arrival.wait()
+
+    def finish(self) -> None:
+        """See :meth:`Transfer.finish`."""
+        is_one_pair = self._num_even == len(self._taken) == 1 and not self._given
+        for block, sent, *received in self._tiles:
+            if is_one_pair and not self._rounds_values:
+                block.lerp_(received[0], self._taken[0])  # the same in one pass over memory
+            else:
+                block.add_(self._difference(sent, received))
+
+    def _difference(self, sent: Tensor, received: Sequence[Tensor]) -> Tensor:
+        """What comes less what goes, where weights are equal by small numbers, which round by little."""
+        own, taken = self._as_fp32(sent, 0), self._as_fp32(received[0], 1)
+        if self._num_even:
+            taken.sub_(own)
+        if self._taken:
+            taken.mul_(self._taken[0])
+        else:
+            taken.zero_()
+        for place, weight in enumerate(self._taken[1:], start=1):
+            values = self._as_fp32(received[place], 2)
+            taken.add_((values.sub_(own) if place < self._num_even else values).mul_(weight))
+        for weight in self._given:
+            taken.sub_(own * weight)  # the product that its receiver adds, rounded as there
+        return taken
+
+
+def _even_first(arrows: Arrows) -> tuple[list[tuple[int, float]], int, list[float]]:
+    """Senders, those first from which a worker takes as it gives to some receiver: then ``w x_sender - w x`` is near 0.
+
+    Returns:
+        (rank, weight) of the senders, how many of them have a receiver of their own, and the other receivers' weights.
+    """
+    given = [weight for _, weight in arrows.receivers]
+    even, others = [], []
+    for sender in arrows.senders:
+        if sender[1] in given:
+            given.remove(sender[1])
+            even.append(sender)
+        else:
+            others.append(sender)
+    return even + others, len(even), given
+
+
+def exact_arrows(arrows: Arrows) -> Arrows:
+    """Weights for messages in bf16, in all that is divided by one another: see :func:`_exact`."""
+    receivers = tuple((rank, _exact(weight)) for rank, weight in arrows.receivers)
+    return Arrows(receivers, tuple((rank, _exact(weight)) for rank, weight in arrows.senders))
 
 
 @final

@@ -36,11 +36,15 @@ def composed_runs(overrides: Sequence[str]) -> list[RunConfig]:
         raise ConfigError([explain(error)]) from None
 
 
-def rhythms_as_published() -> dict[str, Rhythm]:
-    """When each way to average does so by the settings of its option in ``conf/averaging``, after any start."""
+def rhythms_as_published(*, is_directed: bool) -> dict[str, Rhythm]:
+    """When each way to average does so by the settings of its option in ``conf/averaging``, after any start.
+
+    Args:
+        is_directed: ways for topologies with directed rounds; else those for all others.
+    """
     found = {}
     for name, way in sorted(WAYS.items(), key=lambda named: named[0] != AveragingConfig.name):
-        if way.rhythms is not None:
+        if way.rhythms is not None and way.is_directed == is_directed:
             (config,) = composed_runs([f"averaging={name}"])
             *_, (_, found[name]) = way.rhythms(config.averaging, config, lambda: 1)
     return found

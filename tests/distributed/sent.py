@@ -24,6 +24,7 @@ from imgnet.config import (
     WireDtype,
 )
 from imgnet.parallel.averaging.methods.local import LocalStepsConfig
+from imgnet.parallel.averaging.methods.push_sum import PushSumConfig
 from imgnet.parallel.averaging.methods.streaming import StreamingConfig
 from tests.distributed.models import SGD, synthetic
 from tests.distributed.test_resume import configuration, make, on_four
@@ -44,6 +45,11 @@ CASES: dict[str, tuple[TopologyConfig, AveragingConfig]] = {
     "complete bf16": (DecentralizedConfig(name="complete", wire_dtype=WireDtype.bf16), AveragingConfig()),
     "local": (DecentralizedConfig(name="complete"), LocalStepsConfig(name="local", every=2)),
     "streaming": (DecentralizedConfig(name="complete"), STREAMING),
+    "push_sum": (DecentralizedConfig(name="directed-exp"), PushSumConfig(name="push_sum")),
+    "push_sum bf16": (
+        DecentralizedConfig(name="directed-exp", wire_dtype=WireDtype.bf16),
+        PushSumConfig(name="push_sum"),
+    ),
 }
 
 

@@ -102,12 +102,13 @@ def bf16_bound(matrix: np.ndarray, values: np.ndarray, in_groups: bool) -> np.nd
     """What ``imgnet.parallel.transfers`` promises, for each worker and value."""
     others = matrix > 0
     largest = np.stack([np.abs(values[row]).max(axis=0) for row in others])
-    taken = 1.0 - np.diag(matrix)[:, None]
+    own = np.diag(matrix)[:, None]
+    taken = (1.0 - own + matrix.sum(axis=1, keepdims=True) - own) / 2  # and given, where arrows make a difference
     size = others.sum(axis=1, keepdims=True)
     of_values = np.where(
         in_groups & (size > 2), 4 * UNIT * taken * size / np.maximum(size - 1, 1), 2 * UNIT * taken
     )  # fmt: skip
-    of_weights = 2.0**-15 * (size - 1)
+    of_weights = 2.0**-16 * (size - 1 + others.sum(axis=0)[:, None] - 1)
     return (of_values + of_weights) * largest + 1e-6
 
 

@@ -15,6 +15,7 @@ from imgnet.checkpoint.manifest import read_manifest, steps_of
 from imgnet.config import (
     AllReduceConfig,
     AveragingConfig,
+    CustomConfig,
     DecentralizedConfig,
     RandomConfig,
     RunConfig,
@@ -27,6 +28,7 @@ from imgnet.parallel.averaging.consensus import AdaptiveConfig
 from imgnet.parallel.averaging.merging import Merge
 from imgnet.parallel.averaging.methods.local import LocalStepsConfig
 from imgnet.parallel.averaging.methods.outer import OuterConfig
+from imgnet.parallel.averaging.methods.push_sum import PushSumConfig
 from imgnet.parallel.averaging.methods.streaming import StreamingConfig
 from imgnet.rundir import read_json
 from imgnet.runtime import Runtime
@@ -42,7 +44,13 @@ AVERAGING: dict[str, AveragingConfig] = {
     "outer": OuterConfig(name="outer", every=5, momentum=0.5, nesterov=False, scale_by_lr=True),
     "streaming": StreamingConfig(name="streaming_diloco", every=6, fragments=2, delay_steps=2),
     "streaming bf16": StreamingConfig(name="streaming_diloco", every=4, fragments=4, delay_steps=0, merge=Merge.delta),
+    "push_sum": PushSumConfig(name="push_sum"),
+    "push_sum bf16": PushSumConfig(name="push_sum", overlap=False),
 }
+ARROWS: list[Any] = [
+    [{"from": 0, "to": 1, "weight": 0.5}, {"from": 0, "to": 2, "weight": 0.3}, {"from": 3, "to": 0, "weight": 0.4}],
+    [{"from": 1, "to": 3, "weight": 0.3}, {"from": 2, "to": 3, "weight": 0.6}],
+]
 SAME_BITS: dict[str, TopologyConfig] = {
     "ring": WeightedConfig(name="ring", self_weight=0.7),
     "static-ring": WeightedConfig(name="static-ring"),
@@ -54,6 +62,8 @@ SAME_BITS: dict[str, TopologyConfig] = {
     "outer": RandomConfig(name="random", seed=3),
     "streaming": RandomConfig(name="random", seed=3),
     "streaming bf16": DecentralizedConfig(name="complete", wire_dtype=WireDtype.bf16),
+    "push_sum": CustomConfig(name="custom", rounds=ARROWS),
+    "push_sum bf16": DecentralizedConfig(name="directed-exp", wire_dtype=WireDtype.bf16),
 }
 """Pairs and neighbours, and the groups whose sums are made in one order everywhere."""
 ROUNDED: dict[str, TopologyConfig] = {
@@ -124,7 +134,7 @@ def test_simulated_workers_equal_processes(tmp_path: Path) -> None:
                 assert difference <= 1e-6 * other["model"][key].double().square().mean().sqrt(), (name, key)
 
 
-@pytest.mark.parametrize("name", ["bf16 groups", "streaming"])
+@pytest.mark.parametrize("name", ["bf16 groups", "streaming", pytest.param("push_sum", marks=pytest.mark.slow)])
 def test_either_goes_on_from_the_others_checkpoint(name: str, tmp_path: Path) -> None:
     config, stop = real(name), STEPS_PER_EPOCH + 2
     run(tmp_path / "undisturbed", {name: simulated(config)})

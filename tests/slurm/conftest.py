@@ -67,6 +67,10 @@ class User:
         self.started.append(subprocess.Popen([sys.executable, "-c", IMGNET, *arguments], **self._how({})))
         return self.started[-1]
 
+    def how(self) -> dict[str, Any]:
+        """Where a command of theirs runs, for ``subprocess``."""
+        return {"cwd": self.folder, "env": self._how({})["env"]}
+
     def _how(self, changes: dict[str, str]) -> dict[str, Any]:
         env = environment(
             **{"SLURM_CONF": self.slurm.environment["SLURM_CONF"], "PYTHONPATH": str(self.code)} | changes

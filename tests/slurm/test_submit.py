@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.slurm.conftest import QUICK, User, job_id, run_json, wait_for_end, wait_until
+from tests.slurm.conftest import LIMIT_S, QUICK, User, job_id, run_json, wait_for_end, wait_until
 
 pytestmark = pytest.mark.slurm
 PRESETS_OF_FOUR_NODES = ("4xA40", "8xA40", "32xT4", "8xA100", "16xA100")
@@ -47,6 +48,20 @@ def test_job_gives_what_local_workers_give(user: User) -> None:
     run = run_json(run_dir)
     assert (run["status"], run["world_size"], len(run["hosts"])) == ("completed", 4, 1)
     assert len(list((run_dir / "logs").glob("rank_*.log"))) == 4
+
+
+def test_a_run_is_repeated_by_hand_from_what_its_directory_says(user: User) -> None:
+    two_gpus = ("cluster=4xA40", "cluster.gpus_per_node=2")
+    submitted = user.run_py(*QUICK, *two_gpus, "topology=ring", "max_steps=30", "on_sweep_end=imgnet results {sweep}")
+    assert submitted.returncode == 0, submitted.stderr
+    (run_dir,) = user.runs()
+    wait_for_end(run_dir)
+    again = ["srun", "-p", "gpu", "-N1", "--ntasks-per-node=2", sys.executable, str(run_dir.parent / "code/run.py")]
+    words = [word for word in run_json(run_dir)["overrides"] if not word.startswith("on_sweep_end=")]
+    done = subprocess.run([*again, *words], capture_output=True, text=True, timeout=LIMIT_S, **user.how())
+    assert done.returncode == 0, done.stderr
+    (other,) = set(user.runs()) - {run_dir}
+    assert _metrics(run_dir) == _metrics(other)
 
 
 def test_topology_over_two_nodes(user: User) -> None:

@@ -26,6 +26,8 @@ class Method(ABC):
         self.blocks = mixer.blocks
         self.averagings = mixer.averagings if averaged is None else mixer.averagings_of(averaged)
         self.schedule = mixer.schedule
+        self.weight: Tensor | None = None
+        """What the blocks are divided by where gradients are taken, a scalar on the device; None: by nothing."""
 
     @abstractmethod
     def before_step(self, step: int, lr: float) -> None:

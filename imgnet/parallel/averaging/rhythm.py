@@ -65,3 +65,8 @@ FindRhythms: TypeAlias = Callable[[Any, RunConfig, Callable[[], int]], Rhythms]
 def in_every_step(*_: object) -> Rhythms:
     """Of ways that average behind each step."""
     yield 0.0, Rhythm()
+
+
+def after_every_step(averaging: Any, *_: object) -> Rhythms:
+    """Of ways that average in each step, behind the next one where ``averaging.overlap`` says so."""
+    yield 0.0, Rhythm(waits=not averaging.overlap)

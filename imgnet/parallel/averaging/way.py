@@ -20,6 +20,13 @@ def no_average_before_an_update(averaging: Any, config: RunConfig) -> Iterator[s
         yield f"optimizer.quasi_global=true takes averages before updates; averaging={averaging.name} has none there"
 
 
+def weights_need_not_add_up_to_1(averaging: Any, config: RunConfig) -> Iterator[str]:
+    """What is wrong where a worker may take more or less than one share, as in directed rounds."""
+    if isinstance(config.optimizer, SgdConfig) and config.optimizer.quasi_global:
+        key = f"averaging={averaging.name}"
+        yield f"optimizer.quasi_global=true needs averages whose weights add up to 1; those of {key} need not"
+
+
 def starts_in_time(averaging: Any, config: RunConfig) -> Iterator[str]:
     """What is wrong with ``averaging.start_epoch``."""
     if averaging.start_epoch >= config.epochs:
@@ -45,3 +52,5 @@ class Way:
     """Whether all workers average now and then, whatever the topology."""
     is_of_decent_dp: bool = False
     """Whether the engine ``decent_dp`` has it too."""
+    is_directed: bool = False
+    """Whether it is for topologies with directed rounds, and for no others."""

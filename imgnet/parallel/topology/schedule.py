@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from imgnet.parallel.topology.period import Topology
-from imgnet.parallel.topology.rounds import Round
+from imgnet.parallel.topology.rounds import DirectedRound, Round
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ class Schedule:
     def directed(self) -> Topology | None:
         """The first topology that is directed."""
         return next((phase.topology for phase in self.phases if phase.topology.is_directed), None)
+
+    @property
+    def has_arrows_alone(self) -> bool:
+        """Whether all rounds in which somebody communicates are directed."""
+        rounds = (round_ for topology in self.topologies for round_ in topology.rounds)
+        return all(round_.is_idle or isinstance(round_, DirectedRound) for round_ in rounds)
 
     def communicators(self) -> tuple[tuple[int, ...], ...]:
         """Distinct groups of two or more ranks in all phases, in the order of first use."""

@@ -36,13 +36,15 @@ def phases_of(
         steps_per_epoch: asked where intervals follow the learning rate.
 
     Raises:
-        ConfigError: nobody knows when it averages.
+        ConfigError: nobody knows when it averages, or how long a round takes.
     """
     assert isinstance(config.topology, DecentralizedConfig)
     find = way_of(config.averaging).rhythms
     if find is None:
         raise ConfigError([f"averaging={config.averaging.name}: predictions do not know it"])
     topologies = build_schedule(config.topology, world_size, per_node, steps_per_epoch=1)
+    if topologies.directed is not None:
+        raise ConfigError([f"topology={topologies.directed.name}: predictions do not know directed rounds"])
     exact = exact_topology(config.averaging, world_size, per_node)
     rhythms = list(find(config.averaging, config, steps_per_epoch))
     starts = sorted({*(float(phase.first_step) for phase in topologies.phases), *(start for start, _ in rhythms)})
