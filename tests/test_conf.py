@@ -27,7 +27,7 @@ OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / gro
 STUDIES = [
     str(file.relative_to(ROOT / "experiments").with_suffix("")) for file in (ROOT / "experiments").rglob("*.yaml")
 ]
-ON_IMAGENET = ("paper", "imagenet_resnet50/study")
+ON_FOLDERS = ("paper", "imagenet_resnet50/study", "digits_methods/study")
 NEEDED = {
     "model=vit_b_16": ["data.train_px=224"],
     "topology": ["cluster=8xA40"],
@@ -76,7 +76,7 @@ def test_every_option_composes_and_is_accepted(group: str, option: str, imagenet
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_composes_and_is_accepted(study: str, imagenet_folder: str) -> None:
-    check(composed(f"+experiments={study}", *([f"data.root={imagenet_folder}"] if study in ON_IMAGENET else [])))
+    check(composed(f"+experiments={study}", *([f"data.root={imagenet_folder}"] if study in ON_FOLDERS else [])))
 
 
 def test_every_command_of_the_study_on_imagenet_is_accepted(imagenet_folder: str) -> None:
