@@ -225,6 +225,20 @@ def test_panels_of_ones_own(study: Path, tmp_path: Path) -> None:
         assert picture.width > picture.height > 500
 
 
+def test_accuracy_over_what_was_sent(tmp_path: Path) -> None:
+    """Of two groups of runs, one of which sends twice as much."""
+    for topology, mb in (("ring", 10.0), ("complete", 20.0)):
+        for seed in (1, 2):
+            metrics = write_run(tmp_path / f"{topology}{seed}", topology=topology, seed=seed) / "metrics.csv"
+            header, *rows = metrics.read_text().splitlines()
+            sent = [f"{row},{mb * number}" for number, row in enumerate(rows, 1)]
+            metrics.write_text("\n".join([f"{header},sent_mb", *sent]) + "\n")
+    out = tmp_path / "a.svg"
+    done = imgnet("plot", tmp_path, "--x", "sent", "--y", "val_acc1", "-o", out)
+    assert (done.exit_code, done.output) == (0, f"drawn: {out}\n")
+    assert "top-1 over MB sent by a worker" in out.read_text()
+
+
 def test_names_are_drawn_as_they_are_written(tmp_path: Path) -> None:
     """A dollar begins no formula, an underscore hides no curve, and what no font has breaks nothing."""
     for number, topology in enumerate(["$x^{$", "_hidden", "精度\N{ROCKET}", "<script>"]):

@@ -128,7 +128,7 @@ def _one_line() -> Iterator[None]:
 def plot(
     runs: Runs,
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture: .png, .pdf or .svg.")] = Path("curves.png"),
-    x: Annotated[str, typer.Option(help="Of --y: epoch, step, time or predicted_time.")] = "epoch",
+    x: Annotated[str, typer.Option(help="Of --y: epoch, step, time, predicted_time or sent.")] = "epoch",
     y: Annotated[
         list[str] | None,
         typer.Option(help="A column of metrics.csv or steps.jsonl, or val_error1, val_error5; may be repeated."),

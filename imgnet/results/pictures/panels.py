@@ -49,7 +49,13 @@ NAMES = {
     "sent_mb": ("sent by a worker", "MB"),
 }
 """What a column is called, and its unit."""
-OVER = {"epoch": "epochs", "step": "steps", "time": "time", "predicted_time": "predicted time"}
+OVER = {
+    "epoch": "epochs",
+    "step": "steps",
+    "time": "time",
+    "predicted_time": "predicted time",
+    "sent": "MB sent by a worker",
+}
 TIMES = {"time": "training time", "predicted_time": "predicted training time"}
 """Of :data:`OVER`, those in seconds, and what their axes are called."""
 Draw = Callable[[Axes], None]
@@ -112,7 +118,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve | None], x: str, label: str,
     unit = Unit.of([curve.x[-1] for _, curve in there]) if x in TIMES else Unit(x, 1, "")
     for index, curve in there:
         _draw_curve(axes, index, curve, unit.seconds, floor or -math.inf, is_one_of_few=len(there) <= MOST_WITH_MARKERS)
-    axes.set_xlabel(f"{TIMES[x]}{_where(x, there)}, {unit.name}" if x in TIMES else x)
+    axes.set_xlabel(f"{TIMES[x]}{_where(x, there)}, {unit.name}" if x in TIMES else OVER[x] if x == "sent" else x)
     axes.set_ylabel(label)
     if x not in TIMES:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
