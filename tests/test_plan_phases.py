@@ -114,6 +114,11 @@ def test_a_run_whose_intervals_follow_the_rate_needs_the_number_of_its_images() 
         step_times(setting)
 
 
+def test_directed_rounds_are_not_predicted() -> None:
+    with pytest.raises(ConfigError, match="topology=directed-exp: predictions do not know directed rounds"):
+        parts("topology=directed-exp", "averaging=push_sum")
+
+
 def test_predicted_buckets_are_those_of_the_engine() -> None:
     sizes = [300, 7, 2000, 10, 5, 5, 800_000, 3, 400_000]
     named = [(str(place), nn.Parameter(torch.zeros(size))) for place, size in enumerate(sizes)]

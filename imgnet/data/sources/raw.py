@@ -29,8 +29,9 @@ class RawPixels:
     def part(self, index: int, box: Sequence[int]) -> Pixels:
         """What lies in ``box`` (left, top, width, height; inside the image): uint8 ``[height, width, 3]``, packed.
 
-        Read is from the beginning of the record to the last row of the box. That the header is read with it costs less
-        than a second visit to the disk, and tells pixels from what an index of other shards points to.
+        Read is from the beginning of the record to the last row of the box, so that the header, which tells whether the
+        index belongs to these pixels, takes no second visit to the disk. Mapped memory would save 20 of some 45 us for
+        each image; but a file that is cut while it is mapped ends the process.
 
         Raises:
             OSError: the storage fails, or the record is not what the index says.
