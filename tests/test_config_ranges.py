@@ -37,6 +37,7 @@ EXAMPLES = {
     "AdaptiveConfig": ["topology=ring", "averaging=adaptive"],
     "LocalStepsConfig": ["topology=ring", "averaging=local"],
     "OuterConfig": ["topology=ring", "averaging=outer"],
+    "PushSumConfig": ["topology=directed-ring", "averaging=push_sum"],
     "StreamingConfig": ["topology=ring", "averaging=streaming_diloco"],
     "SgdConfig": ["optimizer=sgd"],
     "AdamConfig": ["optimizer=adam"],
