@@ -18,6 +18,7 @@ from imgnet.config.explain import explain
 from imgnet.config.ranges import Declared, declared, taken_apart, wrong_values
 from imgnet.config.settings import schemas
 from imgnet.launch.checks import check
+from imgnet.parallel.averaging.methods.push_sum import PushSumConfig
 from tests.commands import ROOT
 
 EVERY_SCHEMA = [(group, schema) for group, of_group in schemas().items() for schema in of_group]
@@ -37,6 +38,7 @@ EXAMPLES = {
     "AdaptiveConfig": ["topology=ring", "averaging=adaptive"],
     "LocalStepsConfig": ["topology=ring", "averaging=local"],
     "OuterConfig": ["topology=ring", "averaging=outer"],
+    "PushSumConfig": ["topology=directed-ring", "averaging=push_sum"],
     "StreamingConfig": ["topology=ring", "averaging=streaming_diloco"],
     "SgdConfig": ["optimizer=sgd"],
     "AdamConfig": ["optimizer=adam"],
@@ -134,7 +136,7 @@ def test_every_wrong_value_is_refused_in_one_line_that_names_its_key(group: str,
     cases = list(wrong_of_schema(schema, group, config[group] if group else config))
     answers = [(key, wrong, refused(config, key, wrong)) for key, wrong in cases]
     assert [answer for answer in answers if not is_clear(*answer)] == []
-    assert cases or schema in (ModelConfig, AveragingConfig), "which have names and switches only"
+    assert cases or schema in (ModelConfig, AveragingConfig, PushSumConfig), "which have names and switches only"
 
 
 def is_clear(key: str, wrong: Any, lines: list[str]) -> bool:
