@@ -1,13 +1,12 @@
 """What happens to a job when one of its workers, or a node, comes to a bad end."""
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.conftest import QUICK, User, job_id, run_json, wait_for_end, wait_until
-from tests.slurm.private import SLURMD_TIMEOUT_S
+from tests.slurm.private import SLURMD_TIMEOUT_S, command_of, environment_of
 
 pytestmark = pytest.mark.slurm
 BEGIN = "                run(config, runtime, run_dir, stop, watch)\n"
@@ -32,6 +31,13 @@ DEATHS = {
 def _is_over(user: User, run_dir: Path) -> bool:
     state = user.slurm.ask("squeue", "-h", "-t", "all", "-j", job_id(run_dir), "-o", "%T").strip()
     return state not in ("PENDING", "RUNNING", "COMPLETING")
+
+
+def _commands_of_tasks(user: User, run_dir: Path) -> list[list[str]]:
+    """The command lines of the tasks that ``srun`` has started for a run, as the process table has them."""
+    of_run = f"IMGNET_RUN_DIR={run_dir}".encode()
+    commands = [command_of(pid) for pid in user.slurm.processes() if of_run in environment_of(pid)]
+    return [[word.decode() for word in command if word] for command in commands if command[0] != b"srun"]
 
 
 @pytest.mark.parametrize("death", DEATHS)
@@ -101,12 +107,13 @@ def test_waiting_sweep_names_failed_runs_and_resubmit_makes_them(developer: User
     assert "nothing to submit" in developer.imgnet("resubmit", str(first.parent)).stdout
 
 
-def test_cancelled_run_says_so(user: User) -> None:
+def test_each_worker_is_run_py_and_a_cancelled_run_says_so(user: User) -> None:
     submitted = user.run_py(*QUICK, "epochs=2000", "cluster=4xA40")
     assert submitted.returncode == 0, submitted.stderr
     (run_dir,) = user.runs()
-    wait_until(lambda: run_json(run_dir)["status"] == "running", "the job begins")
-    time.sleep(2)
+    wait_until((run_dir / "metrics.csv").exists, "training has begun")
+    run_py = [str(run_dir.parent / "code/run.py"), *run_json(run_dir)["overrides"]]
+    assert [command[-len(run_py) :] for command in _commands_of_tasks(user, run_dir)] == 4 * [run_py]
     assert user.imgnet("cancel", str(run_dir)).returncode == 0
     wait_for_end(run_dir, timeout_s=30)
     assert "cancelled" in run_json(run_dir)["error"]
