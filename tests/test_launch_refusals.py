@@ -28,7 +28,6 @@ WRONG_COMMANDS: list[tuple[list[str], list[str]]] = [
         ["on_sweep_end='imgnt results {sweep}': there is no command 'imgnt' on the path"],
     ),
     ([QUICK, 'on_sweep_end=imgnet "results'], ["on_sweep_end='imgnet \"results': No closing quotation"]),
-    ([QUICK, "on_sweep_end=imgnet doctor,true"], ["on_sweep_end=imgnet doctor,true: must be the same for all runs"]),
     ([QUICK, "fail_fast=true,false"], ["fail_fast=True,False: must be the same for all runs of a command"]),
     (
         [QUICK, "fail_fast=true", "cluster=local,4xA40"],

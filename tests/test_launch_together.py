@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imgnet.launch.commandline import first_run_shown_to_hydra
-from imgnet.launch.together import words_of
+from imgnet.launch.together import run_here, words_of
 from tests.commands import run_py
 
 NOTE = "import sys; open('ran', 'a').write(sys.argv[1] + '\\n')"
@@ -41,10 +41,11 @@ def test_without_it_the_others_are_made_and_the_command_runs_once(tmp_path: Path
     assert (tmp_path / "ran").read_text() == f"{run_dirs[0].parent}\n"
 
 
-def test_a_command_that_fails_is_named(tmp_path: Path, digits_root: Path) -> None:
-    status, said, _ = sweep(digits_root, tmp_path, "optimizer.lr=0.1", "on_sweep_end=false {sweep}")
-    assert status == 1
-    assert "on_sweep_end ended with 1: false " in said
+def test_a_command_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_here("false {sweep}", tmp_path)
+    assert end.value.code == 1
+    assert capfd.readouterr().err == f"on_sweep_end ended with 1: false {tmp_path}\n"
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def test_weights_that_cannot_be_had_are_refused_before_a_download(name: str, rea
         build_model(ModelConfig(name=name, pretrained=True), 10, device=CPU, channels_last=False)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_computes_the_same_and_keeps_its_names() -> None:
     torch.manual_seed(0)
     plain = build_model(ModelConfig(name="small_cnn"), 10, device=CPU, channels_last=False)

@@ -119,6 +119,7 @@ def test_a_forecast_warns_of_jobs_that_are_too_short(requeues: int, verdict: str
     assert line.startswith("topology=allreduce cluster=4xA40: predicted to train for 5")
 
 
+@pytest.mark.slow
 def test_a_run_is_drawn_over_the_time_that_is_predicted(tmp_path: Path) -> None:
     over_time = ("--x", "predicted_time", "--y", "val_acc1", "-o", str(tmp_path / "a.svg"))
     none = imgnet("plot", write_run(tmp_path / "plain"), *over_time)
