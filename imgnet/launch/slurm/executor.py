@@ -7,6 +7,7 @@ takes that job's variables for options, and it waits for ever for a controller t
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -38,6 +39,14 @@ class BatchExecutor(SlurmExecutor):
     def script(self) -> str:
         """The text for ``sbatch``."""
         return self._make_submission_file_text(self._command, uid="")
+
+    def queue(self, folders: Sequence[Path]) -> list[Job[Any]]:
+        """Hand the script to ``sbatch``.
+
+        Args:
+            folders: one for each job; where there are several, their names are the indices of the array.
+        """
+        return self.map_array(self.script, folders)  # submitit asks for a function; the jobs run the command
 
     @classmethod
     def affinity(cls) -> int:

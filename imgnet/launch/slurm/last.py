@@ -45,7 +45,7 @@ class LastJob:
         Returns:
             Its own number.
         """
-        (job,) = self._executor(after).map_array(words_of, [self.folder])
+        (job,) = self._executor(after).queue([self.folder])
         return job.job_id
 
     def _executor(self, after: Sequence[str]) -> BatchExecutor:

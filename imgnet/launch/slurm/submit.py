@@ -137,7 +137,7 @@ def _queue(array: JobArray, queued: list[str]) -> None:
     executor = executor_of(array)
     try:
         with slurm.one_line_refusals():
-            jobs = executor.map_array(arrays_of, [runs[0].run_dir for runs in array.jobs])
+            jobs = executor.queue([runs[0].run_dir for runs in array.jobs])
     finally:
         queued += executor.taken
     of_run = {run.number: its_job for runs, its_job in zip(array.jobs, jobs, strict=True) for run in runs}
