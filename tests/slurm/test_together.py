@@ -146,7 +146,7 @@ def test_without_scontrol_on_a_node_a_run_that_saved_waits_for_resubmit(user: Us
         if (found := shutil.which(name)) is not None:
             (commands / name).symlink_to(found)
     (run,) = submit(
-        user, *TWO_GPUS, "epochs=40", "checkpoint.every_min=0.05", f"cluster.setup=[export PATH={commands}]"
+        user, *TWO_GPUS, "epochs=40", "checkpoint.every_min=0.05", f'cluster.setup=["export PATH={commands}"]'
     )
     wait_until_all_train([run])
     user.slurm.ask("scancel", "--signal=USR2", job_id(run))

@@ -16,7 +16,7 @@ from imgnet.results.names import differing, display_path
 from imgnet.rundir import read_json
 
 ENDS_OF_NOTE = ("failed", "cancelled")
-"""What is shown with its reason."""
+"""What is shown with its reason, as is a run that saved and was not queued again."""
 
 
 def by_time(run_dirs: Sequence[Path]) -> list[Path]:
@@ -43,7 +43,7 @@ def status_table(seen: Sequence[Observed]) -> Group:
     for one, name in zip(seen, _names(seen), strict=True):
         run = one.run_dir.relative_to(folder)
         table.add_row(*map(Text, (str(run), name or "-", one.job_id or "-", _state(one), *_progress(one))))
-    errors = [Text(error_of(one)) for one in seen if one.status in ENDS_OF_NOTE]
+    errors = [Text(error_of(one)) for one in seen if _is_of_note(one)]
     return Group(Text(f"runs in {display_path(folder)}"), table, *errors)
 
 
@@ -78,7 +78,11 @@ def describe(one: Observed) -> str:
     """One line about a run, which changes when its state or its epoch does."""
     epoch, acc1, _ = _progress(one)
     words = [display_path(one.run_dir), f"job {one.job_id}", _state(one), f"epoch {epoch}", f"top-1 {acc1} %"]
-    return "  ".join(words) if one.status not in ENDS_OF_NOTE else f"{'  '.join(words)}  {one.run.get('error')}"
+    return f"{'  '.join(words)}  {one.run.get('error')}" if _is_of_note(one) else "  ".join(words)
+
+
+def _is_of_note(one: Observed) -> bool:
+    return one.status in ENDS_OF_NOTE or (one.status == "preempted" and one.is_over and bool(one.run.get("error")))
 
 
 def _state(one: Observed) -> str:
