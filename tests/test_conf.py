@@ -81,6 +81,7 @@ def test_every_study_composes_and_is_accepted(study: str, imagenet_folder: str) 
     check(composed(f"+experiments={study}", *data))
 
 
+@pytest.mark.slow
 def test_every_command_of_the_study_on_imagenet_is_accepted(imagenet_folder: str) -> None:
     text = (ROOT / "experiments" / "imagenet_resnet50" / "README.md").read_text()
     commands = [line.split()[2:] for line in text.splitlines() if line.startswith("python run.py")]

@@ -34,6 +34,7 @@ def test_a_sweep_ends_with_its_first_failure_and_then_its_command_runs(tmp_path:
     assert (folder / "ran").read_text() == f"{run_dirs[0].parent}\n"
 
 
+@pytest.mark.slow
 def test_without_it_the_others_are_made_and_the_command_runs_once(tmp_path: Path, digits_root: Path) -> None:
     status, said, run_dirs = sweep(digits_root, tmp_path)
     assert status == 1, said

@@ -147,7 +147,7 @@ def recursion(*, overlap: bool) -> tuple[Matrix, Matrix]:
     return np.stack(rows), w
 
 
-@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("overlap", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_real_workers_follow_the_recursion_and_a_kill_changes_no_bit(overlap: bool, tmp_path: Path) -> None:
     for name in ("whole", "first", "second"):
         (tmp_path / name).mkdir()
