@@ -24,7 +24,7 @@ from imgnet.checkpoint.writer import Writer
 from imgnet.config import DataBackend, DataConfig, DataKind, RunConfig
 from imgnet.data.loader import build_train_loader
 from imgnet.data.sources import digits
-from imgnet.parallel.strategy import Strategy
+from imgnet.parallel.engines.strategy import Strategy
 from imgnet.runtime import Runtime
 from tests.distributed.harness import on_workers
 

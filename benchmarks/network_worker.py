@@ -23,8 +23,8 @@ from imgnet.parallel.averaging.registry import way_of
 from imgnet.parallel.averaging.rhythm import Rhythm
 from imgnet.parallel.build import build_strategy
 from imgnet.parallel.collectives import sum_over_workers
-from imgnet.parallel.decentralized import Decentralized
-from imgnet.parallel.strategy import Strategy
+from imgnet.parallel.engines.decentralized import Decentralized
+from imgnet.parallel.engines.strategy import Strategy
 from imgnet.parallel.topology import all_reduce_bytes, build_topology, bytes_per_step
 from imgnet.plan.compose import composed_runs
 from imgnet.plan.computation import Computation

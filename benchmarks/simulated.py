@@ -25,7 +25,7 @@ from imgnet.config import DecentralizedConfig, ModelConfig, Precision, RunConfig
 from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
 from imgnet.parallel.build import build_workers
-from imgnet.parallel.strategy import Strategy
+from imgnet.parallel.engines.strategy import Strategy
 from imgnet.runtime import Runtime, available_cores
 from imgnet.train import objective_of
 from tests.distributed.harness import on_workers

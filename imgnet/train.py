@@ -41,10 +41,10 @@ from imgnet.optim.factory import build_optimizer
 from imgnet.optim.schedule import rate_of
 from imgnet.parallel.build import build_workers
 from imgnet.parallel.collectives import sum_over_workers
+from imgnet.parallel.engines.members import Member
+from imgnet.parallel.engines.strategy import Objective, Strategy
 from imgnet.parallel.hang import HangWatch
-from imgnet.parallel.members import Member
 from imgnet.parallel.requests import NOTHING, Decision, Requests
-from imgnet.parallel.strategy import Objective, Strategy
 from imgnet.profile import checks as profile
 from imgnet.profile.activity import Activity
 from imgnet.profile.spans import span

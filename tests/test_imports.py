@@ -9,8 +9,6 @@ import pytest
 from tests.commands import ROOT
 
 MOST_MODULES = 12
-CROWDED = ("imgnet/parallel",)
-"""Folders that are still to be taken apart."""
 
 
 def modules() -> dict[str, Path]:
@@ -58,6 +56,6 @@ def test_no_folder_is_crowded() -> None:
     crowded = {}
     for folder in {file.parent for file in (ROOT / "imgnet").rglob("*.py")}:
         name, count = str(folder.relative_to(ROOT)), len([*folder.glob("*.py")]) - 1
-        if count > MOST_MODULES and name not in CROWDED:
+        if count > MOST_MODULES:
             crowded[name] = count
     assert not crowded

@@ -53,7 +53,7 @@ class Accelerator(Enum):
 
 
 class Compression(Enum):
-    """What is done with gradients before they are sent; see ``imgnet.parallel.compression``."""
+    """What is done with gradients before they are sent; see ``imgnet.parallel.engines.compression``."""
 
     none = "none"
     bf16 = "bf16"

@@ -14,16 +14,16 @@ from imgnet.config import (
     RunConfig,
 )
 from imgnet.optim.loss_scale import LossScaler
-from imgnet.parallel.allreduce import AllReduce
 from imgnet.parallel.averaging.consensus import AdaptiveConfig, consensus_factor
 from imgnet.parallel.averaging.registry import num_fragments, way_of
-from imgnet.parallel.compression import build_compressor
-from imgnet.parallel.decent_dp import DecentDp
-from imgnet.parallel.decentralized import Decentralized
-from imgnet.parallel.members import Member
+from imgnet.parallel.engines.allreduce import AllReduce
+from imgnet.parallel.engines.compression import build_compressor
+from imgnet.parallel.engines.decent_dp import DecentDp
+from imgnet.parallel.engines.decentralized import Decentralized
+from imgnet.parallel.engines.members import Member
+from imgnet.parallel.engines.simulated import SimulatedAllReduce, SimulatedDecentralized, copies_of
+from imgnet.parallel.engines.strategy import Objective, OptimizerFactory, Strategy
 from imgnet.parallel.schedule import build_schedule, exact_topology, node_size
-from imgnet.parallel.simulated import SimulatedAllReduce, SimulatedDecentralized, copies_of
-from imgnet.parallel.strategy import Objective, OptimizerFactory, Strategy
 from imgnet.parallel.topology import Schedule
 from imgnet.parallel.wire.memory import MemoryNetwork
 from imgnet.randomness import random_state, seed_all

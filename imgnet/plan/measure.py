@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from imgnet.config import DecentralizedConfig, RunConfig
 from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
-from imgnet.parallel.decentralized import Bucket
+from imgnet.parallel.engines.decentralized import Bucket
+from imgnet.parallel.engines.strategy import OptimizerFactory
 from imgnet.parallel.flat import split_into_buckets
-from imgnet.parallel.strategy import OptimizerFactory
 from imgnet.plan.computation import Computation
 from imgnet.plan.timeline.buckets import Gradient
 from imgnet.train import objective_of

@@ -17,7 +17,7 @@ from imgnet.config import Mode, ModelConfig, Precision, RunConfig
 from imgnet.data.loader import build_train_loader
 from imgnet.models.build import build_model
 from imgnet.optim.loss_scale import LossScaler
-from imgnet.parallel.decentralized import Decentralized
+from imgnet.parallel.engines.decentralized import Decentralized
 from imgnet.parallel.topology import Schedule, build_topology
 from imgnet.rundir import read_json
 from imgnet.runtime import Runtime

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from imgnet.config import AllReduceConfig, Compression, SgdConfig
 from imgnet.optim.loss_scale import INITIAL_SCALE, LossScaler
-from imgnet.parallel.allreduce import AllReduce
-from imgnet.parallel.compression import Bf16, Compressor, PowerSgd, build_compressor
+from imgnet.parallel.engines.allreduce import AllReduce
+from imgnet.parallel.engines.compression import Bf16, Compressor, PowerSgd, build_compressor
 from imgnet.runtime import Runtime
 from tests.distributed.harness import on_workers
 from tests.distributed.low_rank import Array, PowerSgdReference

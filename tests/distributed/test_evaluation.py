@@ -11,7 +11,7 @@ from imgnet.config import Precision
 from imgnet.data.loader import build_eval_loader, build_train_loader
 from imgnet.evaluate import Scores, evaluate
 from imgnet.optim.loss_scale import LossScaler
-from imgnet.parallel.decentralized import Decentralized
+from imgnet.parallel.engines.decentralized import Decentralized
 from imgnet.parallel.topology import Schedule, build_topology
 from imgnet.runtime import Runtime
 from tests.distributed.harness import on_workers

@@ -9,7 +9,7 @@ from torch import nn
 
 from imgnet.config import SgdConfig, WireDtype
 from imgnet.optim.loss_scale import LossScaler
-from imgnet.parallel.decentralized import Decentralized
+from imgnet.parallel.engines.decentralized import Decentralized
 from imgnet.parallel.topology import Schedule, build_topology, mixing_matrix
 from imgnet.runtime import Runtime
 from tests.distributed.harness import on_workers

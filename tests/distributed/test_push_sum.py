@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from imgnet.config import SgdConfig, WireDtype
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.parallel.averaging.methods.push_sum import PushSum
-from imgnet.parallel.decentralized import Decentralized
+from imgnet.parallel.engines.decentralized import Decentralized
 from imgnet.parallel.topology import Schedule, build_topology
 from imgnet.parallel.wire import Wire
 from imgnet.parallel.wire.memory import MemoryNetwork

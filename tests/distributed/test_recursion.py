@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from imgnet.config import SgdConfig, WireDtype
 from imgnet.optim.loss_scale import INITIAL_SCALE, LossScaler
-from imgnet.parallel.allreduce import AllReduce
-from imgnet.parallel.decentralized import Decentralized
-from imgnet.parallel.strategy import Strategy
+from imgnet.parallel.engines.allreduce import AllReduce
+from imgnet.parallel.engines.decentralized import Decentralized
+from imgnet.parallel.engines.strategy import Strategy
 from imgnet.parallel.topology import Phase, Schedule, build_topology
 from imgnet.runtime import Runtime
 from tests.distributed.harness import on_workers

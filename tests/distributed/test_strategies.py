@@ -11,13 +11,13 @@ from torch.nn.utils import clip_grad_norm_
 from imgnet.config import OptimizerConfig
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.optim.schedule import learning_rate
-from imgnet.parallel.allreduce import AllReduce
 from imgnet.parallel.averaging.consensus import ConsensusFactor
 from imgnet.parallel.averaging.methods.adaptive import Adaptive
 from imgnet.parallel.averaging.methods.every_step import EveryStep
-from imgnet.parallel.decent_dp import DecentDp
-from imgnet.parallel.decentralized import Decentralized
-from imgnet.parallel.strategy import Strategy
+from imgnet.parallel.engines.allreduce import AllReduce
+from imgnet.parallel.engines.decent_dp import DecentDp
+from imgnet.parallel.engines.decentralized import Decentralized
+from imgnet.parallel.engines.strategy import Strategy
 from imgnet.parallel.topology import Schedule, build_topology
 from imgnet.runtime import Runtime
 from tests.distributed.harness import on_workers

@@ -18,9 +18,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.optim.restore import restore_optimizer
-from imgnet.parallel.decentralized import NUM_MEASURED_ROUNDS, Decentralized
-from imgnet.parallel.members import Member
-from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
+from imgnet.parallel.engines.decentralized import NUM_MEASURED_ROUNDS, Decentralized
+from imgnet.parallel.engines.members import Member
+from imgnet.parallel.engines.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import Group, Neighbours, Round, Schedule, all_reduce_bytes
 from imgnet.profile.activity import Activity
 from imgnet.profile.spans import span

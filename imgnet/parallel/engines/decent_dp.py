@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from imgnet.parallel.average import float_buffers, neighbour_distance, standing_in
 from imgnet.parallel.averaging.consensus import ConsensusFactor
 from imgnet.parallel.collectives import broadcast_from_first
-from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
+from imgnet.parallel.engines.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import Group, GroupRound, Topology, all_reduce_bytes
 from imgnet.parallel.wire.processes import ProcessWire
 from imgnet.profile.activity import Activity

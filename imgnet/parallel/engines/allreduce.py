@@ -17,8 +17,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from imgnet.optim.loss_scale import LossScaler
 from imgnet.optim.restore import restore_optimizer
 from imgnet.parallel.average import float_buffers, standing_in
-from imgnet.parallel.compression import Compressor, all_workers
-from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
+from imgnet.parallel.engines.compression import Compressor, all_workers
+from imgnet.parallel.engines.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import all_reduce_bytes
 from imgnet.profile.activity import Activity
 from imgnet.profile.spans import span

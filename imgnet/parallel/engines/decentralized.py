@@ -28,9 +28,9 @@ from imgnet.parallel.average import divided, float_buffers, neighbour_distance, 
 from imgnet.parallel.averaging.method import MakeMethod
 from imgnet.parallel.averaging.methods.every_step import EveryStep
 from imgnet.parallel.collectives import broadcast_from_first
+from imgnet.parallel.engines.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.flat import NamedParameter, flatten, split_into_buckets
 from imgnet.parallel.mixing import Mixer, sums_over
-from imgnet.parallel.strategy import Average, Objective, OptimizerFactory, Strategy, set_learning_rate
 from imgnet.parallel.topology import Schedule
 from imgnet.parallel.wire import Wire
 from imgnet.parallel.wire.processes import ProcessWire

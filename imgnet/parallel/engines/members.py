@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch.nn import Module
 
-from imgnet.parallel.strategy import Strategy
+from imgnet.parallel.engines.strategy import Strategy
 from imgnet.randomness import random_state, restore_random_state
 
 
