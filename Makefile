@@ -13,7 +13,7 @@ test: .venv/installed lint types
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=85
 
-# A real Slurm on this machine: the Debian packages slurm-wlm and munge. Some six minutes.
+# A real Slurm on this machine: the Debian packages slurm-wlm and munge. Some half an hour.
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest -m slurm
 
