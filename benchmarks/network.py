@@ -31,14 +31,17 @@ from rich.table import Table
 HOSTS = 4
 METHODS = ("allreduce", "complete", "ring", "exp", "alternating-exp-ring")
 WAYS = {
+    "no-averages": ("topology=complete", "averaging=local", "averaging.every=1000000"),
     "powersgd-4": ("topology=allreduce", "topology.compression=powersgd", "topology.powersgd_start_step=2"),
     "local-8": ("topology=complete", "averaging=local", "averaging.every=8"),
     "local-8-overlapped": ("topology=complete", "averaging=local", "averaging.every=8", "averaging.overlap=true"),
     "diloco-50": ("topology=complete", "averaging=diloco", "averaging.every=50"),
     "streaming-diloco-40": ("topology=complete", "averaging=streaming_diloco", "averaging.every=40"),
 }
-"""Methods that are more than a topology, each as one would ask for it; not measured unless named."""
+"""Methods that are more than a topology, each as one would ask for it; not measured unless named. The first is pure
+computation: passes and updates of workers that send nothing."""
 WIRES = ("fp32", "bf16")
+WORDS = ("method", "wire", "slow worker")
 TIMEOUT_S = 1200
 CONGESTION_CONTROLS = ("cubic", "reno")
 """Of the hosts' TCP: the first that this machine lets us choose, so that figures of different machines compare.
@@ -183,7 +186,7 @@ def main(
 def cases_of(methods: Sequence[str]) -> list[Case]:
     """Each method with each kind of message that it has, then each that averages in every step with a slow worker."""
     plain = [Case(method, wire, straggler=False) for method, wire in product(methods, WIRES)]
-    plain = [case for case in plain if case.wire == "fp32" or not case.method.startswith("powersgd")]
+    plain = [case for case in plain if case.wire == "fp32" or case.method not in ("no-averages", "powersgd-4")]
     return plain + [Case(method, "fp32", straggler=True) for method in methods if method not in WAYS]
 
 
@@ -226,11 +229,12 @@ def result_of(row: dict[str, Any]) -> Result:
 
 def _print_table(results: Sequence[Result], title: str) -> None:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_style="")
-    for column in ("method", "wire", "slow worker", "s/step", "waits s", "sent MB", "limit s", "/ limit", "DDP / it"):
-        table.add_column(column, justify="left" if column in ("method", "wire") else "right")
+    for column in (*WORDS, "s/step", "waits s", "sent MB", "limit s", "/ limit", "/ pure", "DDP / it"):
+        table.add_column(column, justify="left" if column in WORDS else "right")
     for result in results:
         case = result.case
-        ddp = [other for other in results if other.case == Case("allreduce", "fp32", case.straggler)]
+        ddp = _seconds_of(Case("allreduce", "fp32", case.straggler), results)
+        pure = _seconds_of(Case("no-averages", "fp32", case.straggler), results)
         table.add_row(
             "DDP" if case.method == "allreduce" else case.method,
             case.wire,
@@ -240,9 +244,14 @@ def _print_table(results: Sequence[Result], title: str) -> None:
             f"{result.sent_mb:.0f}",
             f"{result.limit_s:.2f}",
             f"{result.step_s / result.limit_s:.2f}",
-            f"{ddp[0].step_s / result.step_s:.2f}" if ddp else "-",
+            f"{result.step_s / pure:.2f}" if pure else "-",
+            f"{ddp / result.step_s:.2f}" if ddp else "-",
         )
     Console(width=110).print(table)
+
+
+def _seconds_of(case: Case, results: Sequence[Result]) -> float | None:
+    return next((result.step_s for result in results if result.case == case), None)
 
 
 if __name__ == "__main__":

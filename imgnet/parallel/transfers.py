@@ -348,19 +348,19 @@ class ShardedMean(Transfer):
         parts = _parts(self._block.numel(), members)
         part = parts[place]
         size = part.stop - part.start
+        # First what this worker sends, then, in the parts of the others, what they send back.
         self._own = lane.buffer("own", self._block.numel(), lane.dtype)
-        means = lane.buffer("received 0", self._block.numel(), lane.dtype)
         rows = list(lane.buffer("rows", (members - 1) * size, lane.dtype).view(members - 1, size))
         self._part = self._block[part]
         self._rest = lane.buffer("rest", size, self._block.dtype)
         """What this worker takes in the part that it is in charge of, less what it has there."""
         self._tiles_of_part = _tiles(self._own[part], self._rest, *rows)
         outside = (slice(0, part.start), slice(part.stop, None))
-        self._tiles = [tile for where in outside for tile in _tiles(self._block[where], self._own[where], means[where])]
+        self._tiles = [tile for where in outside for tile in _tiles(self._block[where], self._own[where])]
         others = [other for other in range(members) if other != place]
         by_member = [(group.ranks[other], parts[other], row) for other, row in zip(others, rows, strict=True)]
         gathered = [Message(peer, self._own[theirs], row) for peer, theirs, row in by_member]
-        scattered = [Message(peer, row, means[theirs]) for peer, theirs, row in by_member]
+        scattered = [Message(peer, row, self._own[theirs]) for peer, theirs, row in by_member]
         self.num_bytes = _sent([*gathered, *scattered])
         self._gather = lane.wire.exchange(gathered, lane.tag)
         self._scatter = lane.wire.exchange(scattered, lane.tag + 1)
@@ -400,9 +400,9 @@ class ShardedMean(Transfer):
     def finish(self) -> None:
         """See :meth:`Transfer.finish`."""
         self._part.add_(self._rest, alpha=self._gain)
-        for block, own, means in self._tiles:
+        for block, means in self._tiles:
             taken = self._scratch.row(0, len(block)).copy_(means)
-            taken.sub_(self._scratch.row(1, len(block)).copy_(own))
+            taken.sub_(self._scratch.row(1, len(block)).copy_(block.to(means.dtype)))  # as it was sent
             block.add_(taken, alpha=self._gain)
 
 

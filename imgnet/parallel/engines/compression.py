@@ -1,6 +1,7 @@
 """Gradients made smaller before AllReduce sends them: torch's own hooks for ``DistributedDataParallel``."""
 
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, final
 
 import torch
@@ -87,6 +88,7 @@ class PowerSgd(Compressor):
             start_powerSGD_iter=start_step,
             min_compression_rate=min_compression_rate,  # type: ignore[arg-type]  (any number; its default is an int)
         )
+        self._in_order = ThreadPoolExecutor(1, "powersgd")
 
     def begin_step(self, step: int) -> None:
         """See :meth:`Compressor.begin_step`. The hook counts for itself, from the start of the process."""
@@ -97,16 +99,28 @@ class PowerSgd(Compressor):
 
         The hook starts its second and third all-reduce from within callbacks. NCCL runs these at once, in the order of
         the buckets. gloo runs them in its own threads, whenever they come: with several buckets under way workers would
-        start all-reduces in different orders, which takes the one for the other and ends the process.
+        start all-reduces in different orders, which takes the one for the other and ends the process. There a thread
+        takes the buckets one after the other, behind the backward pass.
         """
+        if bucket.buffer().device.type != "cpu":
+            return self._begin(bucket)
+        average: Future[Tensor] = Future()
+        self._in_order.submit(self._finish, bucket, average)
+        return average
+
+    def _begin(self, bucket: dist.GradBucket) -> Future[Tensor]:
         hook, sent_before = self._hook, self._hook.total_numel_after_compression
         is_compressed = hook.iter >= hook.start_powerSGD_iter
         average = powerSGD_hook(hook, bucket)
         num_values = hook.total_numel_after_compression - sent_before if is_compressed else bucket.buffer().numel()
         self.handed_over += num_values * bucket.buffer().element_size()
-        if bucket.buffer().device.type == "cpu":
-            average.wait()
         return average
+
+    def _finish(self, bucket: dist.GradBucket, average: Future[Tensor]) -> None:
+        try:
+            average.set_result(self._begin(bucket).wait())
+        except Exception as error:  # raised again by DDP, at the end of the backward pass
+            average.set_exception(error)
 
     def state(self) -> dict[str, Any]:
         """See :meth:`Compressor.state`."""
