@@ -35,9 +35,13 @@ WAYS = {
     "powersgd-4": ("topology=allreduce", "topology.compression=powersgd", "topology.powersgd_start_step=2"),
     "local-8": ("topology=complete", "averaging=local", "averaging.every=8"),
     "local-8-overlapped": ("topology=complete", "averaging=local", "averaging.every=8", "averaging.overlap=true"),
+    "local-8-fragments": (
+        "topology=complete", "averaging=streaming_diloco", "averaging.every=8", "averaging.delay_steps=1",
+        "averaging.lr=1", "averaging.momentum=0", "averaging.nesterov=false", "averaging.merge=delta",
+    ),
     "diloco-50": ("topology=complete", "averaging=diloco", "averaging.every=50"),
     "streaming-diloco-40": ("topology=complete", "averaging=streaming_diloco", "averaging.every=40"),
-}
+}  # fmt: skip
 """Methods that are more than a topology, each as one would ask for it; not measured unless named. The first is pure
 computation: passes and updates of workers that send nothing."""
 WIRES = ("fp32", "bf16")
@@ -247,7 +251,7 @@ def _print_table(results: Sequence[Result], title: str) -> None:
             f"{result.step_s / pure:.2f}" if pure else "-",
             f"{ddp / result.step_s:.2f}" if ddp else "-",
         )
-    Console(width=110).print(table)
+    Console(width=120).print(table)
 
 
 def _seconds_of(case: Case, results: Sequence[Result]) -> float | None:
