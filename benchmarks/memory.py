@@ -28,7 +28,7 @@ from imgnet.parallel.engines.strategy import Strategy
 from imgnet.runtime import Runtime
 from tests.distributed.harness import on_workers
 
-WORKERS, STEPS, PX, BATCH = 4, 4, 176, 64
+WORKERS, PER_NODE, STEPS, PX, BATCH = 4, 2, 4, 176, 64
 COPY_MB = NUM_PARAMETERS * 4 / 1e6
 """10^6 bytes of the parameters in fp32."""
 STATE_COPIES = 2
@@ -134,7 +134,7 @@ def loader_mb(runtime: Runtime, root: Path, backend: DataBackend) -> float:
 def on_fresh_workers(function: Callable[..., float], workers: int, *arguments: Any) -> float:
     """The mean over the workers."""
     with tempfile.TemporaryDirectory() as folder:
-        found = on_workers(function, workers, Path(folder), *arguments)
+        found = on_workers(function, workers, Path(folder), *arguments, workers_per_node=min(workers, PER_NODE))
     return sum(found) / len(found)
 
 
