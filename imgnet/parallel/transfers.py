@@ -90,6 +90,15 @@ class Lane:
             self._buffers[key] = torch.empty(size, dtype=dtype, device=self.block.device)
         return self._buffers[key]
 
+    @property
+    def sent(self) -> Tensor:
+        """What goes out of the block as a whole: itself, or a buffer for its rounded values."""
+        return self.buffer("own", self.block.numel(), self.dtype) if self.rounds_values else self.block
+
+    def received(self, number: int) -> list[Tensor]:
+        """Room for so many blocks of others."""
+        return [self.buffer(f"received {place}", self.block.numel(), self.dtype) for place in range(number)]
+
     def as_fp32(self, values: Tensor, row: int) -> Tensor:
         """Values of a message to compute with, no more than a tile: themselves, or in a row of ``scratch``."""
         return self.scratch.row(row, values.numel()).copy_(values) if self.rounds_values else values
@@ -125,30 +134,21 @@ def as_neighbours(part: Part, rank: int) -> Part:
     return Neighbours(((peer, 1.0 - part.weight),))
 
 
-@final
-class PeerExchange(Transfer):
-    """Blocks exchanged with each neighbour: ``x <- x + sum(weight * (x_peer - x))``, in bf16 of rounded values.
+class _BlockExchange(Transfer):
+    """The whole block for the blocks of others.
 
     Args:
         lane: of the block.
-        neighbours: the peers, which have an exchange with this worker.
+        messages: which hold ``lane.sent``.
     """
 
-    def __init__(self, lane: Lane, neighbours: Neighbours) -> None:
-        self._block = lane.block
+    def __init__(self, lane: Lane, messages: Sequence[Message]) -> None:
+        self._block, self._sent = lane.block, lane.sent
         self._as_fp32 = lane.as_fp32
         self._rounds_values = lane.rounds_values
-        peers = [peer for peer, _ in neighbours.peers]
-        self._weights = [_exact(weight) if self._rounds_values else weight for _, weight in neighbours.peers]
-        size = self._block.numel()
-        self._sent = lane.buffer("own", size, lane.dtype) if self._rounds_values else self._block
-        self.received = [lane.buffer(f"received {place}", size, lane.dtype) for place in range(len(peers))]
-        """What each peer sent, once ``wait`` has returned and until ``finish``."""
-        messages = [Message(peer, self._sent, values) for peer, values in zip(peers, self.received, strict=True)]
         self.num_bytes = _sent(messages)
         self._start = lane.wire.exchange(messages, lane.tag)
         self._arrival: Arrival | None = None
-        self._tiles = _tiles(self._block, self._sent, *self.received)
 
     def start(self) -> None:
         """See :meth:`Transfer.start`."""
@@ -160,6 +160,25 @@ class PeerExchange(Transfer):
         """See :meth:`Transfer.wait`."""
         if self._arrival is not None:
             self._arrival.wait()
+
+
+@final
+class PeerExchange(_BlockExchange):
+    """Blocks exchanged with each neighbour: ``x <- x + sum(weight * (x_peer - x))``, in bf16 of rounded values.
+
+    Args:
+        lane: of the block.
+        neighbours: the peers, which have an exchange with this worker.
+    """
+
+    def __init__(self, lane: Lane, neighbours: Neighbours) -> None:
+        peers, weights = zip(*neighbours.peers, strict=True)
+        self._weights = [_exact(weight) for weight in weights] if lane.rounds_values else [*weights]
+        self.received = lane.received(len(peers))
+        """What each peer sent, once ``wait`` has returned and until ``finish``."""
+        messages = [Message(peer, lane.sent, values) for peer, values in zip(peers, self.received, strict=True)]
+        super().__init__(lane, messages)
+        self._tiles = _tiles(self._block, self._sent, *self.received)
 
     def finish(self) -> None:
         """See :meth:`Transfer.finish`."""
@@ -183,7 +202,7 @@ class PeerExchange(Transfer):
 
 
 @final
-class ArrowExchange(Transfer):
+class ArrowExchange(_BlockExchange):
     """A directed round: ``x <- x + sum(a x_sender) - sum(b x)``, over the senders and over the receivers.
 
     What a worker gives is taken off once for each receiver, with the weight and the values that this one adds: in fp32
@@ -195,41 +214,21 @@ class ArrowExchange(Transfer):
     """
 
     def __init__(self, lane: Lane, arrows: Arrows) -> None:
-        self._block = lane.block
-        self._as_fp32 = lane.as_fp32
-        self._rounds_values = lane.rounds_values
         senders, self._num_even, self._given = _even_first(arrows)
         self._taken = [weight for _, weight in senders]
-        size = self._block.numel()
-        self._sent = lane.buffer("own", size, lane.dtype) if self._rounds_values else self._block
-        places = range(max(len(senders), 1))  # who gets nothing needs the room of one to add up what it gives
-        buffers = [lane.buffer(f"received {place}", size, lane.dtype) for place in places]
+        buffers = lane.received(max(len(senders), 1))  # who gets nothing needs the room of one to add up what it gives
         self.received = dict(zip([sender for sender, _ in senders], buffers, strict=False))
         """What each sender sent, once ``wait`` has returned and until ``finish``."""
-        messages = self._messages({receiver for receiver, _ in arrows.receivers})
-        self.num_bytes = _sent(messages)
-        self._start = lane.wire.exchange(messages, lane.tag)
-        self._arrival: Arrival | None = None
+        super().__init__(lane, self._messages(lane.sent, {receiver for receiver, _ in arrows.receivers}))
         self._tiles = _tiles(self._block, self._sent, *buffers)
 
-    def _messages(self, receivers: set[int]) -> list[Message]:
+    def _messages(self, sent: Tensor, receivers: set[int]) -> list[Message]:
         """One for each worker, empty in the direction in which there is no arrow."""
-        nothing = self._sent[:0]
+        nothing = sent[:0]
         return [
-            Message(peer, self._sent if peer in receivers else nothing, self.received.get(peer, nothing))
+            Message(peer, sent if peer in receivers else nothing, self.received.get(peer, nothing))
             for peer in sorted(receivers.union(self.received))
         ]
-
-    def start(self) -> None:
-        """See :meth:`Transfer.start`."""
-        if self._rounds_values:
-            self._sent.copy_(self._block)
-        self._arrival = self._start()
-
-    def wait(self) -> None:
-        """See :meth:`Transfer.wait`."""
-        if self._arrival is not None:
-            self._arrival.wait()
 
     def finish(self) -> None:
         """See :meth:`Transfer.finish`."""

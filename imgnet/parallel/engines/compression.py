@@ -120,7 +120,7 @@ class PowerSgd(Compressor):
         try:
             average.set_result(self._begin(bucket).wait())
         except Exception as error:  # raised again by DDP, at the end of the backward pass
-            average.set_exception(error)
+            average.set_exception(error)  # type: ignore[arg-type]  (annotated as if it were a result)
 
     def state(self) -> dict[str, Any]:
         """See :meth:`Compressor.state`."""
