@@ -380,6 +380,7 @@ def test_fragments_take_turns() -> None:
     assert [fragments.round(average) for average in range(7)] == [0, 0, 0, 1, 1, 1, 2]
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stop", [0, 1, 9, 35, 37, 60, 100])
 def test_a_run_that_resumes_anywhere_gives_the_same_bits(method: str, stop: int) -> None:

@@ -21,8 +21,9 @@ from imgnet.parallel.build import build_strategy
 from imgnet.parallel.flat import split_into_buckets
 from imgnet.runtime import Runtime
 from tests.commands import ROOT
+from tests.composing import composed
 from tests.distributed.models import SGD, make_optimizer, objective
-from tests.test_topology_config import CPU, composed
+from tests.test_topology_config import CPU
 
 FILES = sorted(file.stem for file in (ROOT / "conf" / "averaging").glob("*.yaml"))
 STEPS_PER_EPOCH = 100

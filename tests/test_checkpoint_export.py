@@ -1,6 +1,5 @@
 """Exported models."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from torchvision.models import resnet18
 from imgnet.checkpoint.export import export_model, load_model, read_about
 from imgnet.config import ModelConfig
 from imgnet.models.build import SmallCnn, build_model
-from tests.commands import ROOT
+from tests.commands import environment
 
 
 def test_an_exported_model_comes_back_bit_for_bit_with_its_metrics(tmp_path: Path) -> None:
@@ -44,8 +43,8 @@ def test_the_same_model_has_the_same_bytes_in_every_process(tmp_path: Path) -> N
     # The library orders the metadata anew for each file: eight files in each of two processes cannot agree by chance.
     for hash_seed in ("1", "2"):
         (tmp_path / hash_seed).mkdir()
-        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-c", SAVE, str(tmp_path / hash_seed)], env=environment, check=True)
+        command = [sys.executable, "-c", SAVE, str(tmp_path / hash_seed)]
+        subprocess.run(command, env=environment(PYTHONHASHSEED=hash_seed), check=True)
     files = [file.read_bytes() for file in sorted(tmp_path.glob("*/*.safetensors"))]
     assert len(files) == 16
     assert len(set(files)) == 1

@@ -2,24 +2,20 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, open_dict
 
 from imgnet.config import (
     AccumAdamConfig,
     ConfigError,
     Decay,
     Precision,
-    RunConfig,
     SlurmConfig,
-    parse,
-    register_schemas,
 )
 from imgnet.launch.checks import check
 from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
 from imgnet.plan.compose import composed_runs
 from tests.commands import ROOT
+from tests.composing import composed
 
 CONF = ROOT / "conf"
 GROUPS = ("model", "data", "topology", "optimizer", "cluster")
@@ -35,19 +31,6 @@ NEEDED = {
     "topology=custom": ["topology.rounds=[[{ranks: [0,1,2,3,4,5,6,7]}]]"],
 }
 """What a group, or one of its options, needs beside the defaults."""
-
-
-def compose_plain(*overrides: str) -> DictConfig:
-    register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=list(overrides))
-    with open_dict(config):
-        config.pop("hydra", None)
-    return config
-
-
-def composed(*overrides: str) -> RunConfig:
-    return parse(compose_plain(*overrides))
 
 
 @pytest.fixture(scope="module")

@@ -4,23 +4,24 @@ import copy
 from collections.abc import Iterator
 from dataclasses import is_dataclass, replace
 from enum import Enum
+from functools import cache
 from math import inf, nan, nextafter
 from typing import Any, get_args
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from imgnet.config import AveragingConfig, ConfigError, ModelConfig, RunConfig, parse, register_schemas
+from imgnet.config import AveragingConfig, ConfigError, ModelConfig, RunConfig, parse
 from imgnet.config.explain import explain
 from imgnet.config.ranges import Declared, declared, taken_apart, wrong_values
 from imgnet.config.settings import schemas
 from imgnet.launch.checks import check
 from imgnet.parallel.averaging.methods.push_sum import PushSumConfig
-from tests.commands import ROOT
+from tests.composing import compose_plain
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
 EVERY_SCHEMA = [(group, schema) for group, of_group in schemas().items() for schema in of_group]
 ON_THIS_MACHINE = ["data=synthetic", "cluster.accelerator=cpu", "precision=fp32"]
 SWITCHED = "topology.schedule=[{after_epochs: 5, topology: complete}]"
@@ -49,13 +50,15 @@ EXAMPLES = {
 """What a run has the schema with; any run has the others."""
 
 
+@cache
+def _composed(words: tuple[str, ...]) -> DictConfig:
+    return compose_plain(*words)
+
+
 def example(schema: type) -> DictConfig:
     """An accepted run that has the keys of a schema."""
-    register_schemas()
     words = EXAMPLES.get(schema.__name__, [])
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", words if "cluster=4xA40" in words else [*ON_THIS_MACHINE, *words])
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return copy.deepcopy(_composed((*([] if "cluster=4xA40" in words else ON_THIS_MACHINE), *words)))
 
 
 def refused(config: DictConfig, key: str, value: Any) -> list[str]:

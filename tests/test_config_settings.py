@@ -20,6 +20,7 @@ from imgnet.config.settings import (
 from imgnet.launch.repeats import identity
 from tests.test_config_ranges import EVERY_SCHEMA, example
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
 KEYS = {f"{group}.{key}" if group else key for group, schema in EVERY_SCHEMA for key in declared(schema)}
 
 

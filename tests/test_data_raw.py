@@ -37,11 +37,11 @@ from imgnet.data.tools.sharding import Recipe, shard_folder
 from imgnet.data.tools.synthesize import picture
 from imgnet.data.tools.tar import UnsafeTarError
 from imgnet.runtime import Runtime
+from tests.composing import composed
 from tests.test_data_backends import BACKENDS, MEAN, STD, encoded, needs_dali, oddity
 from tests.test_data_shards import plain, tar_of
 from tests.test_data_staging import checksums, flip_byte
 from tests.test_published import carry_out
-from tests.test_topology_config import composed
 
 CPU = torch.device("cpu")
 NUM_CLASSES, NUM_TRAIN, NUM_VAL, SEED = 3, 21, 7, 7

@@ -16,8 +16,8 @@ from imgnet.doctor import averaging as averaging_of
 from imgnet.doctor import machine
 from imgnet.doctor.services import data, wandb_login
 from imgnet.doctor.verdict import Level
+from tests.composing import composed
 from tests.disks import mounted
-from tests.test_conf import composed
 
 DIGITS = ("data=digits",)
 

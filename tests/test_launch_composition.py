@@ -123,7 +123,13 @@ def _samples(number: int) -> list[list[str]]:
     return [draw.sample(sample, len(sample)) for sample in samples]
 
 
-@pytest.mark.parametrize("overrides", _samples(60), ids=" ".join)
+SAMPLES = _samples(60)
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize(
+    "overrides", [*SAMPLES[:30], *(pytest.param(more, marks=pytest.mark.slow) for more in SAMPLES[30:])], ids=" ".join
+)
 def test_a_run_is_what_hydra_composes(
     loader: ConfigLoader, master: DictConfig, composer: Composer, overrides: list[str]
 ) -> None:

@@ -93,7 +93,8 @@ def test_a_killed_worker_ends_the_command(
 
 
 def test_a_worker_that_stops_is_named(tmp_path: Path, digits_root: Path) -> None:
-    process = start_run_py(*quick(digits_root, "epochs=100000", "hang_timeout_min=0.1"), cwd=tmp_path)
+    command = quick(digits_root, "epochs=100000", "hang_timeout_min=0.1")
+    process = start_run_py(*command, cwd=tmp_path, measured=True)
     wait_until(lambda: has_rows(tmp_path, 2), process, tmp_path)
     processes = children_of(process.pid)
     stopped = next(pid for pid in worker_pids(processes) if log_of(pid) == "rank_2.log")
@@ -132,7 +133,7 @@ def test_a_second_ctrl_c_ends_all_workers_at_once(
 def test_ctrl_c_and_term_save_and_the_same_command_goes_on(
     number: signal.Signals, tmp_path: Path, digits_root: Path
 ) -> None:
-    command = quick(digits_root, "epochs=40", "optimizer.warmup_epochs=1", "cluster.cpu_workers_per_node=2")
+    command = quick(digits_root, "epochs=20", "optimizer.warmup_epochs=1", "cluster.cpu_workers_per_node=2")
     process = start_run_py(*command, cwd=tmp_path)
     wait_until(lambda: has_rows(tmp_path, 2), process, tmp_path)
     processes = children_of(process.pid)
@@ -148,7 +149,7 @@ def test_ctrl_c_and_term_save_and_the_same_command_goes_on(
     assert done.returncode == 0, done.stderr
     assert "every worker goes on exactly" in done.stdout
     assert only_run(tmp_path) == run_dir, "it goes on in the same directory"
-    assert pd.read_csv(run_dir / "metrics.csv")["epoch"].tolist() == list(range(1, 41))
+    assert pd.read_csv(run_dir / "metrics.csv")["epoch"].tolist() == list(range(1, 21))
     run = read(run_dir / "run.json")
     assert run["status"] == "completed"
     assert run["earlier"][0]["status"] == "preempted"
@@ -196,7 +197,7 @@ def test_a_worker_that_raises_is_named_with_its_one_traceback(tmp_path: Path, di
 
 def test_a_sweep_compares_its_runs_and_its_models_can_be_scored_again(tmp_path: Path, digits_root: Path) -> None:
     short = ["epochs=4", "optimizer.warmup_epochs=1", "cluster.cpu_workers_per_node=2"]
-    done = run_py("-m", *quick(digits_root, *short, "topology=allreduce,ring"), cwd=tmp_path)
+    done = run_py("-m", *quick(digits_root, *short, "topology=allreduce,ring"), cwd=tmp_path, measured=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert re.search(r"^ +allreduce +completed +\d", done.stdout, re.MULTILINE)

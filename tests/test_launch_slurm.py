@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
@@ -37,15 +36,12 @@ from imgnet.launch.slurm.commands import JobState
 from imgnet.launch.slurm.snapshot import snapshot_of_now, take_snapshot
 from imgnet.launch.workers.cores import cores_of_run, parse_core_list, share_of_cores
 from imgnet.suggest import RENAMED
-from tests.commands import ROOT, run_py
+from tests.commands import run_py
+from tests.composing import compose_whole
 
 
 def composed(*overrides: str) -> RunConfig:
-    from imgnet.config import register_schemas
-
-    register_schemas()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return parse(compose("config", ["+experiments=quickstart", *overrides]))
+    return parse(compose_whole("+experiments=quickstart", *overrides))
 
 
 def queued(*choices: Sequence[str], folder: Path = Path("/runs")) -> list[QueuedRun]:

@@ -55,8 +55,8 @@ def work(tmp_path: Path, bin_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return folder
 
 
-def _submit(work: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return run_py("+experiments=quickstart", *overrides, cwd=work)
+def _submit(work: Path, *overrides: str, measured: bool = False) -> subprocess.CompletedProcess[str]:
+    return run_py("+experiments=quickstart", *overrides, cwd=work, measured=measured)
 
 
 def _runs(work: Path) -> list[Path]:
@@ -64,7 +64,7 @@ def _runs(work: Path) -> list[Path]:
 
 
 def test_sweep_is_queued_skipped_lost_and_resubmitted(work: Path, bin_dir: Path) -> None:
-    done = _submit(work, "seed=1,2", "cluster=4xA40")
+    done = _submit(work, "seed=1,2", "cluster=4xA40", measured=True)
     assert done.returncode == 0, done.stderr
     assert "submitted job 7: 2 runs with 1 node of 4 A40 (cluster=4xA40)" in done.stdout
     first, second = _runs(work)
@@ -100,7 +100,7 @@ def test_sweep_is_queued_skipped_lost_and_resubmitted(work: Path, bin_dir: Path)
     rundir.write_summary(second, {"val_acc1": 91.0})
     assert "nothing to submit" in CliRunner().invoke(app, ["resubmit", str(second)]).output
 
-    again = _submit(work, "seed=1,2", "cluster=4xA40", "cluster.wait=true")
+    again = _submit(work, "seed=1,2", "cluster=4xA40", "cluster.wait=true", measured=True)
     assert again.stdout.count("skipped, completed before") == 2
     assert len(_runs(work)) == 2
 
@@ -131,7 +131,7 @@ def test_a_controller_that_hangs_is_no_refusal(work: Path, bin_dir: Path, what: 
 @pytest.mark.parametrize("waits", ["cluster.wait=true", "hydra/sweeper=basic"])  # another sweeper may need results
 def test_waiting_command_tells_how_each_run_ended(work: Path, bin_dir: Path, waits: str) -> None:
     (bin_dir / "queue").write_text("7|0|FAILED|NonZeroExitCode\n7|1|NODE_FAIL|NodeDown\n")
-    done = _submit(work, "seed=1,2", "cluster=4xA40", waits)
+    done = _submit(work, "seed=1,2", "cluster=4xA40", waits, measured=True)
     assert done.returncode == 1, done.stderr
     _, second = _runs(work)
     assert "2 of 2 runs failed" in done.stderr

@@ -18,7 +18,7 @@ def sweep(digits_root: Path, folder: Path, *more: str) -> tuple[int, str, list[P
     """Carry out two runs, the first of which fails: exit status, what was said, run directories."""
     command = ["+experiments=quickstart", f"data.root={digits_root}", "cluster=simulated", "cluster.num_workers=2"]
     ending = f"on_sweep_end='{sys.executable}' -c \"{NOTE}\" {{sweep}}"
-    done = run_py(*command, "max_steps=2", "optimizer.lr=1e30,0.1", ending, *more, cwd=folder)
+    done = run_py(*command, "max_steps=2", "optimizer.lr=1e30,0.1", ending, *more, cwd=folder, measured=True)
     return done.returncode, done.stderr, sorted(path.parent for path in folder.glob("multirun_outputs/*/*/*/run.json"))
 
 

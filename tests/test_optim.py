@@ -33,15 +33,6 @@ CONFIGS: dict[str, OptimizerConfig] = {
 Build = Callable[[list[Parameter]], torch.optim.Optimizer]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tensors are tiny here, and threads that wait for one another on a busy machine take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def named(params: list[Parameter]) -> list[tuple[str, Parameter]]:
     return [(str(number), param) for number, param in enumerate(params)]
 

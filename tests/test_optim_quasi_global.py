@@ -25,15 +25,6 @@ TARGET = rng.normal(size=(WORKERS, SIZE))
 START = rng.normal(size=(WORKERS, SIZE))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tensors are tiny here, and threads that wait for one another on a busy machine take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def gradient(x: np.ndarray) -> np.ndarray:
     """Of a different quadratic for each worker; x has shape (WORKERS, SIZE)."""
     return CURVATURE * (x - TARGET)

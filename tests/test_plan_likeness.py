@@ -19,8 +19,8 @@ from imgnet.plan.source import computation_of
 from imgnet.rundir import PREDICTION
 from imgnet.tracking.predicted import PREDICTED, PredictedClock
 from tests.commands import run_py
+from tests.composing import composed
 from tests.run_directories import write_run
-from tests.test_topology_config import composed
 
 QUICK = ("+experiments=quickstart", "cluster=simulated", "cluster.num_workers=8", "precision=fp32")
 RESNET = ("model=resnet18", "data=synthetic", "precision=fp32", "epochs=10")

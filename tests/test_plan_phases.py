@@ -15,7 +15,7 @@ from imgnet.plan.predict import predict, setting_of, step_times
 from imgnet.plan.timeline.buckets import Gradient, by_registration
 from imgnet.plan.timeline.phases import phases_of
 from imgnet.plan.timeline.stragglers import Stragglers
-from tests.test_topology_config import composed
+from tests.composing import composed
 
 STEPS_PER_EPOCH = 50
 CLUSTER = ("cluster=8xA40", "data=synthetic", "model=resnet50")

@@ -39,8 +39,9 @@ from imgnet.published import (
 from imgnet.rundir import read_json, write_run
 from imgnet.runtime import Placement, Runtime, joined, prefer_loopback
 from imgnet.train import run
+from tests.commands import NOT_MEASURED
+from tests.composing import compose_plain, composed
 from tests.distributed.harness import NOBODY_WATCHES
-from tests.test_conf import compose_plain, composed
 
 TORCHVISION = ["resnet50", "efficientnet_v2_l", "swin_t"]
 TIMM = ["vit_base_patch16_224", "resnet50.a1_in1k", "convnext_base.fb_in22k_ft_in1k_384"]
@@ -223,7 +224,9 @@ def test_what_does_not_fit_is_refused_in_one_line(changes: dict[str, object], li
     assert line in problem
 
 
-def test_a_conflict_with_a_kept_key_is_known_before_anything_starts() -> None:
+def test_a_conflict_with_a_kept_key_is_known_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in NOT_MEASURED.items():  # in the process that asks torchvision
+        monkeypatch.setenv(variable, value)
     (line,) = problems(evaluating("resnet50", "data.keep=[eval_px]", "data.eval_px=240", "data.eval_resize_px=300"))
     assert line.startswith("data.eval_px=240 must not exceed data.eval_resize_px=232")
     assert line.endswith("(of torchvision's resnet50 (IMAGENET1K_V2))")

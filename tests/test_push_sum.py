@@ -120,6 +120,7 @@ class Team:
 WAITING = partial(PushSum, overlap=False)
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("name", ROUNDS)
 def test_it_is_the_published_recursion(name: str) -> None:
     """Without overlap: x' = x - lr u(z), x = P x', w = P w, z = x / w; in the end the last round is under way."""
@@ -137,6 +138,7 @@ def test_it_is_the_published_recursion(name: str) -> None:
     assert (np.abs(w - 1).max() > 0.3) == (name == "custom")
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("name", ROUNDS)
 def test_behind_the_computation_gradients_are_taken_one_round_earlier(name: str) -> None:
     """The gradient at z before a round, the decay after it: as every way to average behind the next step."""
@@ -153,6 +155,7 @@ def test_behind_the_computation_gradients_are_taken_one_round_earlier(name: str)
     AGAINST(team.weights(), w)
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("method", [PushSum, WAITING])
 def test_the_sums_of_parameters_and_of_weights_are_kept(method: MakeMethod) -> None:
     """At rate 0, where nothing else changes them, in thousands of rounds."""

@@ -11,7 +11,8 @@ from imgnet.cli import app
 from imgnet.config import SlurmConfig
 from imgnet.launch.checks import check
 from tests.commands import ROOT
-from tests.test_conf import composed, imagenet_folder
+from tests.composing import composed
+from tests.test_conf import imagenet_folder
 
 __all__ = ["imagenet_folder"]
 

@@ -1,7 +1,6 @@
 """``imgnet plot``: what curves are made of, and that the same runs give the same picture."""
 
 import json
-import os
 import subprocess
 import sys
 from itertools import combinations, pairwise
@@ -21,7 +20,7 @@ from imgnet.results.groups import Group, group_runs
 from imgnet.results.pictures.curves import Curve, columns_of, curve_of, least_error, points_of, split_of
 from imgnet.results.pictures.panels import Style, curves_panel, pareto_panel, split_panel
 from imgnet.results.read import read_runs
-from tests.commands import ROOT
+from tests.commands import ROOT, environment
 from tests.run_directories import write_run
 
 
@@ -210,7 +209,7 @@ def test_the_same_runs_give_the_same_bytes_in_another_process(study: Path, tmp_p
     for folder, seed in ((here, "1"), (there, "2")):
         folder.mkdir()
         command = [sys.executable, "-c", draw, str(study), str(folder)]
-        subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True)
+        subprocess.run(command, cwd=ROOT, env=environment(PYTHONHASHSEED=seed), check=True, capture_output=True)
     for name in ("a.png", "a.pdf", "a.svg"):
         assert (here / name).read_bytes() == (there / name).read_bytes()
     assert b"/CreationDate" not in (here / "a.pdf").read_bytes()

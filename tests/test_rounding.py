@@ -8,6 +8,7 @@ from imgnet.config import WireDtype
 from imgnet.parallel.topology import GroupRound, Schedule, Topology, build_topology, mixing_matrix
 from tests.in_process import Workers, families
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
 NUM_ROUNDS = 6_000
 NUM_VALUES = 400
 NOISE = 1e-4
@@ -56,10 +57,12 @@ def how_far_the_mean_moves(topology: Topology, wire: WireDtype) -> float:
     return float((values.double().mean(dim=0) - wanted).square().mean().sqrt())
 
 
+ODD = ("complete", "ring", "base-graph")
+"""What is another round for an odd number of workers; other families have the same for 4 and for 5."""
 CASES = [
     pytest.param(
         topology, wire, id=f"{topology.name}-{world_size}-{place}-{wire.value}",
-        marks=[pytest.mark.slow] if world_size > 5 else [],
+        marks=[pytest.mark.slow] if world_size > 5 or (world_size == 5 and topology.name not in ODD) else [],
     )
     for world_size, per_node in ((2, 2), (4, 2), (5, 5), (6, 3), (12, 4))
     for place, topology in enumerate(topologies(world_size, per_node))

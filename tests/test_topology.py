@@ -56,6 +56,7 @@ def check_doubly_stochastic(topology: Topology) -> None:
             assert ranks == list(range(topology.world_size))
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("name", NAMED)
 def test_every_layout_mixes_or_is_refused(name):
     last = ()

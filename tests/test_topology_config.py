@@ -1,28 +1,18 @@
 """Topologies in the configuration: their keys, their schedule, and what is refused before the start."""
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from omegaconf import open_dict
 
-from imgnet.config import ConfigError, DecentralizedConfig, RunConfig, parse, register_schemas
+from imgnet.config import ConfigError, DecentralizedConfig
 from imgnet.config.explain import explain
 from imgnet.launch.checks import check
 from imgnet.parallel.schedule import build_schedule
 from imgnet.parallel.topology import Phase, Schedule, build_topology, mixing_matrix
 from tests.commands import ROOT
+from tests.composing import composed
 
 CPU = ["data=synthetic", "precision=fp32", "global_batch_size=240", "cluster.accelerator=cpu"]
 PAIRS = "topology.rounds=[[{ranks: [0, 1]}, {ranks: [2, 3]}], [[1, 2, 0.5], [0, 3, 0.5]]]"
-
-
-def composed(*overrides: str) -> RunConfig:
-    register_schemas()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=list(overrides))
-    with open_dict(config):
-        config.pop("hydra", None)
-    return parse(config)
 
 
 def schedule_of(*overrides: str, workers_per_node: int = 2) -> Schedule:

@@ -23,7 +23,7 @@ from imgnet.tracking import send, wandb_file
 from imgnet.tracking.display import describe_epoch
 from imgnet.tracking.system import SystemMonitor
 from imgnet.tracking.tracker import COLUMNS, Tracker
-from tests.test_conf import composed
+from tests.composing import composed
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 ROW = {

@@ -29,8 +29,7 @@ class Typist:
     """The process that has imported what ``run.py`` does. End it with :meth:`close`."""
 
     def __init__(self, **changes: str) -> None:
-        # Not measured for coverage, which would double the time.
-        env = environment(**{"COVERAGE_PROCESS_CONFIG": ""} | changes)
+        env = environment(**changes)
         command = [sys.executable, "-m", "tests.typist"]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

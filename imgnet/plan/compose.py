@@ -1,6 +1,6 @@
 """The runs that a command describes, composed from ``conf/`` as ``run.py`` would, without starting any."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import product
@@ -36,7 +36,8 @@ def composed_runs(overrides: Sequence[str]) -> list[RunConfig]:
         raise ConfigError([explain(error)]) from None
 
 
-def rhythms_as_published(*, is_directed: bool) -> dict[str, Rhythm]:
+@cache  # each is a composition
+def rhythms_as_published(*, is_directed: bool) -> Mapping[str, Rhythm]:
     """When each way to average does so by the settings of its option in ``conf/averaging``, after any start.
 
     Args:

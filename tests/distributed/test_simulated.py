@@ -151,8 +151,14 @@ def test_either_goes_on_from_the_others_checkpoint(name: str, tmp_path: Path) ->
             assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
 
 
-def test_an_interrupted_simulation_equals_an_undisturbed_one(tmp_path: Path) -> None:
-    configs = {name: simulated(real(name)) for name in ("static-ring", "complete", "allreduce", *AVERAGING)}
+INTERRUPTED = ("static-ring", "random", "adaptive", "outer", "streaming bf16", "push_sum")
+"""One of each kind of state that a worker has, and a message that is under way; the others are of the same kinds."""
+OTHERS = ("complete", "allreduce", *(name for name in AVERAGING if name not in INTERRUPTED))
+
+
+@pytest.mark.parametrize("names", [INTERRUPTED, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["one each", "more"])
+def test_an_interrupted_simulation_equals_an_undisturbed_one(names: tuple[str, ...], tmp_path: Path) -> None:
+    configs = {name: simulated(real(name)) for name in names}
     run(tmp_path / "undisturbed", configs)
     run(tmp_path / "interrupted", configs, STEPS_PER_EPOCH + 2)
     run(tmp_path / "interrupted", configs)

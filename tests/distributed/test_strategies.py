@@ -71,6 +71,7 @@ def train(
     factor: ConsensusFactor | None = None,
 ) -> Tensor:
     """The same steps through a strategy; returns this worker's parameters."""
+    torch.set_num_threads(1)  # as in the test's own process: sums depend on it, to the last bit
     model = make_model(seed=runtime.rank)  # rank 0's values must win
     strategy = make_strategy(
         runtime, model, topology, optimizer_config, passes, max_grad_norm, engine, bucket_mb, factor
