@@ -27,10 +27,13 @@ def image_of(width: int, height: int) -> Image.Image:
 
 
 def square_of(view: View, image: Tensor) -> Tensor:
-    """What a back end makes of a whole image: the part that it decodes, cut to a square."""
+    """What a back end makes of a whole image (``[3, h, w]``): the part that it decodes, cut to a square."""
     height, width = image.shape[1:]
     ((left, top, wide, high),) = view.cut(0, np.array([3]), [width], [height]).parts.tolist()
-    return view.square(image[:, top : top + high, left : left + wide])
+    part = image.permute(1, 2, 0)[top : top + high, left : left + wide]
+    square = view.square(part)
+    assert torch.equal(view.square(part.contiguous()), square)  # decoders of parts give them packed
+    return square.permute(2, 0, 1)
 
 
 @WAYS
