@@ -56,6 +56,14 @@ def test_training_is_torchvisions_resized_crop(width: int, height: int, resizing
     assert torch.equal(square_of(view, image), expected)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_resizing_leaves_colours_innermost(packed: bool) -> None:
+    """Else torch takes the long way through its vector code, and whoever copies the result goes by steps of a plane."""
+    image = pil_to_tensor(image_of(90, 64)).permute(1, 2, 0)
+    part = image.contiguous() if packed else image[2:60, 3:80]
+    assert Resizing()(part, 40, 50).is_contiguous()
+
+
 @pytest.mark.parametrize("interpolation", Interpolation)
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_pillow_differs_by_a_level_at_most(width: int, height: int, interpolation: Interpolation) -> None:
