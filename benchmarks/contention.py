@@ -44,7 +44,8 @@ class Place:
         worker = Runtime(self.rank, self.num_ranks, self.rank, self.num_ranks, CPU, share.num_threads)
         torch.set_num_threads(share.num_threads)
         if self.name == PEER:
-            return plain_dali(share, "full", from_shards=True, worker=worker)
+            # What a process has mapped, the system does not forget.
+            return plain_dali(share, "full", from_shards=True, worker=worker, is_mapped=not self.is_cold)
         backend = DataBackend.dali if self.name == DALI else DataBackend.torchvision
         return ours(share, backend, self.images.shards("full"), worker=worker)
 

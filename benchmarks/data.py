@@ -199,10 +199,13 @@ def timm_loader(images: Images) -> Epoch:
     return lambda: count(batch for batch, _ in loader)
 
 
-def plain_dali(images: Images, size: str, from_shards: bool, worker: Runtime | None = None) -> Epoch:
+def plain_dali(
+    images: Images, size: str, from_shards: bool, worker: Runtime | None = None, is_mapped: bool = True
+) -> Epoch:
     """DALI with its own reader, shuffling and random crops, as in its documentation."""
     rank, num_ranks = (worker.rank, worker.world_size) if worker else (0, 1)
     part: Any = {"random_shuffle": True, "name": "r", "shard_id": rank, "num_shards": num_ranks}
+    part["dont_use_mmap"] = not is_mapped
     from nvidia.dali import fn as typed_fn
     from nvidia.dali import pipeline_def
     from nvidia.dali.plugin.pytorch import DALIGenericIterator
