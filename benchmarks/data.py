@@ -10,6 +10,7 @@ FFCV and timm are measured where they are installed. The images are drawn once a
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -114,8 +115,8 @@ def prepare(images: Images, per_class: int) -> None:
     subprocess.run([*tool, "shard", src, raw, "--num-shards", "4", *shrink[:2], "--format", "raw"], check=True)
 
 
-def ours(images: Images, backend: DataBackend, root: Path) -> Epoch:
-    """This package's training batches."""
+def ours(images: Images, backend: DataBackend, root: Path, worker: Runtime | None = None) -> Epoch:
+    """This package's training batches, of one rank where ``worker`` is given."""
     config = DataConfig(
         name="benchmark",
         kind=DataKind.folder if root == images.folder else DataKind.shards,
@@ -129,7 +130,7 @@ def ours(images: Images, backend: DataBackend, root: Path) -> Epoch:
         std=STD,
         num_workers=images.num_threads,
     )
-    worker = Runtime(0, 1, 0, 1, CPU, images.num_threads)
+    worker = worker or Runtime(0, 1, 0, 1, CPU, images.num_threads)
     loader = build_train_loader(config, seed=1, global_batch_size=BATCH, channels_last=True, worker=worker)
     epochs = iter(range(1_000_000))
     return lambda: count(batch.images for batch in loader.batches(next(epochs)))
@@ -198,8 +199,13 @@ def timm_loader(images: Images) -> Epoch:
     return lambda: count(batch for batch, _ in loader)
 
 
-def plain_dali(images: Images, size: str, from_shards: bool) -> Epoch:
+def plain_dali(
+    images: Images, size: str, from_shards: bool, worker: Runtime | None = None, is_mapped: bool = True
+) -> Epoch:
     """DALI with its own reader, shuffling and random crops, as in its documentation."""
+    rank, num_ranks = (worker.rank, worker.world_size) if worker else (0, 1)
+    part: Any = {"random_shuffle": True, "name": "r", "shard_id": rank, "num_shards": num_ranks}
+    part["dont_use_mmap"] = not is_mapped
     from nvidia.dali import fn as typed_fn
     from nvidia.dali import pipeline_def
     from nvidia.dali.plugin.pytorch import DALIGenericIterator
@@ -208,13 +214,13 @@ def plain_dali(images: Images, size: str, from_shards: bool) -> Epoch:
     fn: Any = typed_fn
     on_cpu: Any = None
 
-    @pipeline_def(batch_size=BATCH, num_threads=images.num_threads, device_id=on_cpu)
+    @pipeline_def(batch_size=BATCH // num_ranks, num_threads=images.num_threads, device_id=on_cpu)
     def graph() -> tuple[Any, ...]:
         if from_shards:
             paths = sorted(str(path) for path in (images.shards(size) / "train").glob("*.tar"))
-            jpegs, labels = fn.readers.webdataset(paths=paths, ext=["jpg", "cls"], random_shuffle=True, name="r")
+            jpegs, labels = fn.readers.webdataset(paths=paths, ext=["jpg", "cls"], **part)
         else:
-            jpegs, labels = fn.readers.file(file_root=str(images.folder / "train"), random_shuffle=True, name="r")
+            jpegs, labels = fn.readers.file(file_root=str(images.folder / "train"), **part)
         pixels = fn.decoders.image_random_crop(
             jpegs, device="cpu", output_type=DALIImageType.RGB, random_area=[0.08, 1.0]
         )
@@ -332,15 +338,19 @@ class Target:
     least: float
 
 
+OURS_FULL = ("ours: torchvision, folder", "ours: DALI, folder", "ours: DALI, shards")
+OURS_256 = ("ours: torchvision, shards 256", "ours: DALI, shards 256")
 TARGETS = (
     Target(("ours: torchvision, folder",), "torchvision ImageFolder", 1.0),
     Target(("ours: DALI, folder",), "plain DALI, folder", 0.95),
     Target(("ours: DALI, shards",), "plain DALI, folder", 1.0),
     Target(("ours: DALI, shards",), "plain DALI, shards", 1.0),
     Target(("ours: DALI, shards 256",), "plain DALI, folder", 2.0),
-    Target(("ours: torchvision, folder", "ours: DALI, folder", "ours: DALI, shards"), "FFCV, full size", 1.0),
-    Target(("ours: torchvision, shards 256", "ours: DALI, shards 256"), "FFCV, 256", 1.0),
-    Target(("ours: torchvision, raw 256", "ours: DALI, raw 256"), "FFCV, raw 256", 1.0),
+    Target(OURS_FULL, "FFCV, full size", 1.0),
+    Target(OURS_256, "FFCV, 256", 1.0),
+    Target(OURS_FULL, "decoding alone, full size", 0.92),
+    Target(OURS_256, "decoding alone, 256", 0.80),
+    Target(("ours: torchvision, raw 256", "ours: DALI, raw 256"), "FFCV, raw 256", 1.2),
 )
 
 
@@ -443,12 +453,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each loader")
     parser.add_argument("--per-class", type=int, default=240, help=f"images of each of {NUM_CLASSES} classes")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="loaders whose name holds this")
+    parser.add_argument("--only", default="", help="loaders in whose name this pattern is found")
+    parser.add_argument("--contention", type=int, nargs="+", help="beside other work instead, with so many ranks")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     images = Images(options.folder, options.threads)
     prepare(images, options.per_class)
-    chosen = [one for one in contestants(images) if options.only in one.name]
+    if options.contention:
+        from contention import show_contention  # which imports this module
+
+        show_contention(images, options.contention)
+        return
+    chosen = [one for one in contestants(images) if re.search(options.only, one.name)]
     for number in range(options.rounds):
         for one in chosen:
             one.measure()

@@ -3,6 +3,7 @@
 import io
 import logging
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from PIL import Image
 from imgnet.config import DataBackend, DataConfig, DataKind, Interpolation, OnBadImage
 from imgnet.data.backends.backend import BatchKey, Finisher
 from imgnet.data.backends.bad_images import BadImages
+from imgnet.data.backends.decode import DecodedParts
+from imgnet.data.backends.pool import PoolBackend
 from imgnet.data.checks import dali_is_installed
 from imgnet.data.loader import build_eval_loader, build_train_loader, data_root, prepare
 from imgnet.data.sampling.order import epoch_order
@@ -155,7 +158,6 @@ def test_a_restart_in_the_middle_of_an_epoch_changes_nothing(config, roots, back
 def test_the_graph_of_the_gpu_cuts_the_same(config, roots, split, resizing):
     """DALI's own resizing, which only GPUs use, differs from torch's by less than half a level of 255."""
     from imgnet.data.backends.dali import DaliBackend
-    from imgnet.data.backends.decode import DecodingBackend
 
     views = {
         "train": TrainView(48, SEED, [0.08, 1.0], [0.75, 4 / 3], 0.5, resizing=resizing),
@@ -173,13 +175,14 @@ def test_the_graph_of_the_gpu_cuts_the_same(config, roots, split, resizing):
         channels_last=True,
         dtype=torch.float32,
     )
-    reference = DecodingBackend(source, view, finish, num_workers=0, pin_memory=False)
-    graph = DaliBackend(source, view, finish, num_threads=1, device=CPU, resize_in_dali=True)
+    reference = PoolBackend(source, view, finish, partial(DecodedParts, source, view), num_threads=1)
+    graph = DaliBackend(source, view, finish, num_threads=1, device=CPU)
     keys = [BatchKey(0, epoch_order(SEED, 0, len(source))[at : at + 5]) for at in (0, 5)]
     for expected, batch in zip(reference.batches(keys), graph.batches(keys), strict=True):
         assert (expected.images - batch.images).abs().mean() < 0.5
         assert torch.equal(expected.targets, batch.targets)
     graph.close()
+    reference.close()
 
 
 @pytest.fixture

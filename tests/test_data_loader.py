@@ -1,11 +1,9 @@
+import gc
 import io
-import multiprocessing
-import os
 import random
-import signal
-import time
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from imgnet.data.checks import dali_is_installed
 from imgnet.data.loader import build_eval_loader, build_train_loader, prepare
 from imgnet.data.sampling.augment import crop_boxes, flips
 from imgnet.data.sampling.order import epoch_order
+from imgnet.data.sampling.view import TrainView
 from imgnet.data.sources.digits import NUM_TRAIN, NUM_VAL
 from imgnet.data.sources.folder import FolderSource
 from imgnet.data.sources.source import ImageError
@@ -136,12 +135,19 @@ def test_sixteen_bits_become_eight():
     assert torch.equal(image, torch.from_numpy((values >> 8).astype(np.uint8)).expand(3, 32, 32))
 
 
-def test_the_normaliser_does_what_its_formula_says():
-    values = torch.randint(0, 256, (4, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    expected = (values.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    images = Normalizer(MEAN, STD, CPU)(values, torch.contiguous_format)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_normaliser_does_what_its_formula_says(channels_last):
+    values = torch.randint(0, 256, (4, 5, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = (values.double() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    normalizer = Normalizer(MEAN, STD, CPU, channels_last)
+    together, one_by_one = normalizer.empty(4, 5, 7), normalizer.empty(4, 5, 7)
+    normalizer(values, together)
+    for image, out in zip(values, one_by_one, strict=True):
+        normalizer(image, out)
+    images = normalizer.as_images(together)
     assert images.dtype == torch.float32
-    torch.testing.assert_close(images, expected.float(), rtol=0, atol=2e-6)
+    torch.testing.assert_close(images, expected.permute(0, 3, 1, 2).float(), rtol=0, atol=2e-6)
+    assert torch.equal(together, one_by_one)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -219,20 +225,50 @@ def test_a_worker_may_have_nothing_to_evaluate(synthetic):
     assert not list(eval_loader(few, worker=runtime(2, 3)).batches())
 
 
-def test_decoding_processes_change_nothing(config):
-    alone, helped = train_loader(config), train_loader(replace(config, num_workers=2))
-    tested, tested_helped = eval_loader(config), eval_loader(replace(config, num_workers=2))
+def threads_of_data():
+    return {thread for thread in threading.enumerate() if thread.name.startswith("data")}
+
+
+def test_threads_change_nothing(config):
+    others = threads_of_data()
+    alone, helped = train_loader(config), train_loader(replace(config, num_workers=3))
+    tested, tested_helped = eval_loader(config), eval_loader(replace(config, num_workers=3))
     for epoch in (0, 1):
         assert_same(alone.batches(epoch), helped.batches(epoch))
         assert_same(tested.batches(), tested_helped.batches())
     next(helped.batches(2))  # an epoch that is left in its middle leaves nothing behind
     assert_same(alone.batches(3, start_step=1), helped.batches(3, start_step=1))
-    helped.close()
-    tested_helped.close()
-    assert multiprocessing.active_children() == []
+    assert len(threads_of_data() - others) == 8
+    for loader in (alone, helped, tested, tested_helped):
+        loader.close()
+    assert not threads_of_data() - others
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+def test_torch_keeps_its_threads_and_ours_have_one_each(config, monkeypatch):
+    seen = []
+
+    def square(view, part):
+        seen.append((threading.current_thread().name, torch.get_num_threads()))
+        return made_by(view, part)
+
+    made_by = TrainView.square
+    monkeypatch.setattr(TrainView, "square", square)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        loader = train_loader(replace(config, num_workers=2))
+        list(loader.batches(0))
+        loader.close()
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert {name for name, _ in seen} <= {"data_0", "data_1"}
+    assert {num for _, num in seen} == {1}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_random_states_are_left_as_they_were(config, num_workers):
     train, validate = (build(replace(config, num_workers=num_workers)) for build in (train_loader, eval_loader))
     before = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
@@ -244,7 +280,7 @@ def test_random_states_are_left_as_they_were(config, num_workers):
     validate.close()
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -260,6 +296,7 @@ def test_an_image_that_cannot_be_read_is_named(config, tmp_path, num_workers, da
             path = tmp_path / split / f"class{number}" / "image.JPEG"
             path.parent.mkdir(parents=True)
             path.write_bytes(encoded(picture(60, 50, number)))
+    others = threads_of_data()
     loader = eval_loader(replace(config, root=str(tmp_path), num_workers=num_workers), local_batch_size=1)
     damage(tmp_path / "val" / "class1" / "image.JPEG")
     batches = loader.batches()
@@ -271,7 +308,7 @@ def test_an_image_that_cannot_be_read_is_named(config, tmp_path, num_workers, da
     assert reason in message
     assert "\n" not in message
     loader.close()  # at once, although `caught` still holds the traceback and with it the pass
-    assert multiprocessing.active_children() == []
+    assert not threads_of_data() - others
 
 
 def test_too_large_a_batch_is_refused(plain_config):
@@ -286,55 +323,39 @@ def test_a_closed_loader_says_so(config):
         next(loader.batches(0))
 
 
-@pytest.mark.parametrize(("num_threads", "num_processes"), [(1, 0), (3, 2)])
-def test_decoding_takes_the_cores_that_training_leaves(plain_config, num_threads, num_processes):
-    loader = train_loader(replace(plain_config, num_workers=None), worker=runtime(num_threads=num_threads))
+@pytest.mark.parametrize(("num_threads", "num_of_data"), [(1, 1), (3, 2)])
+def test_data_take_the_cores_that_training_leaves(config, num_threads, num_of_data):
+    others = threads_of_data()
+    loader = train_loader(replace(config, num_workers=None), worker=runtime(num_threads=num_threads))
     next(loader.batches(0))
-    assert len(multiprocessing.active_children()) == num_processes
+    assert len(threads_of_data() - others) == num_of_data
     loader.close()
-    assert multiprocessing.active_children() == []
+    assert not threads_of_data() - others
 
 
-def test_decoding_processes_ignore_what_the_training_process_answers(plain_config):
-    loader = train_loader(replace(plain_config, num_workers=1))
+def test_threads_end_with_a_loader_that_nobody_closed(config):
+    others = threads_of_data()
+    loader = train_loader(config)
+    list(loader.batches(0))
+    mine = threads_of_data() - others
+    del loader
+    gc.collect()
+    for thread in mine:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_batches_are_made_ahead_but_not_all_of_them(config, monkeypatch):
+    asked = []
+    loader = train_loader(config, global_batch_size=4)
+    keys = loader._keys
+    monkeypatch.setattr(loader, "_keys", lambda *where: (asked.append(key) or key for key in keys(*where)))
     batches = loader.batches(0)
     next(batches)
-    (process,) = multiprocessing.active_children()
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        os.kill(process.pid, number)
-    assert len(list(batches)) == 2
-    assert_same(train_loader(plain_config).batches(1), loader.batches(1))
-    batches.close()
+    assert len(asked) == 4
+    next(batches)
+    assert len(asked) == 5
     loader.close()
-
-
-def _start_and_wait(config, sender):
-    loader = train_loader(replace(config, num_workers=2))
-    next(loader.batches(0))
-    sender.send([process.pid for process in multiprocessing.active_children()])
-    time.sleep(60)
-
-
-def test_decoding_processes_end_when_the_training_process_is_killed(plain_config):
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    parent = context.Process(target=_start_and_wait, args=(plain_config, sender))
-    parent.start()
-    workers = receiver.recv()
-    assert len(workers) == 2
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.join()
-    deadline = time.monotonic() + 20  # torch looks for the parent every five seconds
-    while any(map(is_running, workers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(is_running, workers))
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_synthetic_samples_depend_on_their_index_only(synthetic):

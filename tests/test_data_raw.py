@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,8 @@ from imgnet.cli import app
 from imgnet.config import ConfigError, DataBackend, DataConfig, DataKind, OnBadImage
 from imgnet.data.backends.backend import BatchKey, Finisher
 from imgnet.data.backends.bad_images import BadImages
-from imgnet.data.backends.decode import DecodingBackend, decode
+from imgnet.data.backends.decode import DecodedParts, decode
+from imgnet.data.backends.pool import PoolBackend
 from imgnet.data.loader import build_eval_loader, build_train_loader, prepare
 from imgnet.data.sampling.order import epoch_order
 from imgnet.data.sampling.view import EvalView, TrainView
@@ -204,14 +206,15 @@ def test_the_graph_of_the_gpu_cuts_the_same(small_root, split):
         channels_last=True,
         dtype=torch.float32,
     )
-    reference = DecodingBackend(source, view, finish, num_workers=0, pin_memory=False)
-    graph = DaliBackend(source, view, finish, num_threads=1, device=CPU, resize_in_dali=True)
+    reference = PoolBackend(source, view, finish, partial(DecodedParts, source, view), num_threads=1)
+    graph = DaliBackend(source, view, finish, num_threads=1, device=CPU)
     order = epoch_order(SEED, 0, len(source))
     keys = [BatchKey(0, order[at : at + 4]) for at in range(0, len(order), 4)]
     for expected, batch in zip(reference.batches(keys), graph.batches(keys), strict=True):
         assert (expected.images - batch.images).abs().mean() < 0.5
         assert torch.equal(expected.targets, batch.targets)
     graph.close()
+    reference.close()
 
 
 def change(root, split, index, **fields):

@@ -27,10 +27,13 @@ def image_of(width: int, height: int) -> Image.Image:
 
 
 def square_of(view: View, image: Tensor) -> Tensor:
-    """What a back end makes of a whole image: the part that it decodes, cut to a square."""
+    """What a back end makes of a whole image (``[3, h, w]``): the part that it decodes, cut to a square."""
     height, width = image.shape[1:]
     ((left, top, wide, high),) = view.cut(0, np.array([3]), [width], [height]).parts.tolist()
-    return view.square(image[:, top : top + high, left : left + wide])
+    part = image.permute(1, 2, 0)[top : top + high, left : left + wide]
+    square = view.square(part)
+    assert torch.equal(view.square(part.contiguous()), square)  # decoders of parts give them packed
+    return square.permute(2, 0, 1)
 
 
 @WAYS
@@ -51,6 +54,14 @@ def test_training_is_torchvisions_resized_crop(width: int, height: int, resizing
     ((left, top, wide, high),) = view.cut(0, np.array([3]), [width], [height]).parts.tolist()
     expected = reference.resized_crop(image, top, left, high, wide, [56, 56], way, antialias=resizing.antialias)
     assert torch.equal(square_of(view, image), expected)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_resizing_leaves_colours_innermost(packed: bool) -> None:
+    """Else torch takes the long way through its vector code, and whoever copies the result goes by steps of a plane."""
+    image = pil_to_tensor(image_of(90, 64)).permute(1, 2, 0)
+    part = image.contiguous() if packed else image[2:60, 3:80]
+    assert Resizing()(part, 40, 50).is_contiguous()
 
 
 @pytest.mark.parametrize("interpolation", Interpolation)

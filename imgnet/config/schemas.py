@@ -187,8 +187,7 @@ class DataConfig:
     """Keys, such as ``mean``, that weights (``model.pretrained``, ``model.weights``) leave as they are here. Those that
     are typed on the command line are added by themselves (:mod:`imgnet.published`)."""
     num_workers: Annotated[int, Interval(ge=0, le=1024)] | None = None
-    """Decoding processes (torchvision) or threads (DALI) of each worker; null: its share of the cores, less one for
-    training. 0: torchvision decodes in the training process, DALI in one thread."""
+    """Threads of each worker that read and decode; null: its share of the cores, less one. At least one."""
     on_bad_image: OnBadImage = OnBadImage.error
     max_bad_images: WholeNumber = 100
     """``on_bad_image=skip`` only: how many images a worker may skip before the run fails."""

@@ -1,7 +1,8 @@
 """The batches of one worker: sample order in, images on the device out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -11,6 +12,9 @@ import torch.distributed as dist
 from imgnet.config import ConfigError, DataBackend, DataConfig, DataKind
 from imgnet.data.backends.backend import Backend, Batch, BatchKey, Finisher
 from imgnet.data.backends.bad_images import BadImages
+from imgnet.data.backends.pieces import Reader
+from imgnet.data.backends.pool import PoolBackend
+from imgnet.data.backends.raw_parts import RawParts
 from imgnet.data.checks import chosen_backend
 from imgnet.data.sampling import order
 from imgnet.data.sampling.view import EvalView, Resizing, TrainView, View
@@ -56,7 +60,7 @@ class TrainLoader:
         return self._backend.batches(self._keys(epoch, start_step))
 
     def close(self) -> None:
-        """End the decoding processes."""
+        """End the threads of the data."""
         self._backend.close()
 
     def _keys(self, epoch: int, start_step: int) -> Iterator[BatchKey]:
@@ -90,7 +94,7 @@ class EvalLoader:
         )
 
     def close(self) -> None:
-        """End the decoding processes."""
+        """End the threads of the data."""
         self._backend.close()
 
 
@@ -198,26 +202,26 @@ def _backend(
         channels_last=channels_last,
         dtype=dtype,
     )
-    num_workers = max(0, worker.num_threads - 1) if config.num_workers is None else config.num_workers
-    # Imported here, because torchvision and DALI take seconds and synthetic images do without them.
+    num_workers = worker.num_threads - 1 if config.num_workers is None else config.num_workers
+    num_threads = max(1, num_workers)
+    if worker.device.type == "cuda" and chosen_backend(config) is DataBackend.dali:
+        from imgnet.data.backends.dali import DaliBackend
+
+        return DaliBackend(source, view, finish, num_threads=num_threads, device=worker.device)
+    return PoolBackend(source, view, finish, _make_reader(config, source, view), num_threads=num_threads)
+
+
+def _make_reader(config: DataConfig, source: Source, view: View) -> Callable[[], Reader]:
+    """Who makes pixels of files. Imported here, because torchvision and DALI take seconds that others do without."""
+    if source.pixels is not None:
+        return partial(RawParts, source, source.pixels, view)
     if chosen_backend(config) is DataBackend.dali:
-        return _threaded_backend(source, view, finish, num_threads=max(1, num_workers), device=worker.device)
-    from imgnet.data.backends.decode import DecodingBackend
+        from imgnet.data.backends.dali import DaliParts
 
-    on_gpu = worker.device.type == "cuda"
-    return DecodingBackend(source, view, finish, num_workers=num_workers, pin_memory=on_gpu)
+        return partial(DaliParts, source, view)
+    from imgnet.data.backends.decode import DecodedParts
 
-
-def _threaded_backend(
-    source: Source, view: View, finish: Finisher, *, num_threads: int, device: torch.device
-) -> Backend:
-    if source.pixels is not None and device.type == "cpu":
-        from imgnet.data.backends.raw import RawBackend
-
-        return RawBackend(source, source.pixels, view, finish, num_threads=num_threads)
-    from imgnet.data.backends.dali import DaliBackend
-
-    return DaliBackend(source, view, finish, num_threads=num_threads, device=device)
+    return partial(DecodedParts, source, view)
 
 
 def _view(config: DataConfig, split: Split, seed: int) -> View:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,12 +34,13 @@ class Resizing:
     antialias: bool = True
 
     def __call__(self, image: Tensor, height: int, width: int) -> Tensor:
-        """uint8 ``[3, h, w]`` to uint8 ``[3, height, width]``."""
-        # Decoders give colours innermost. A packed copy of the crop in this layout is resized by torch's vector code in
-        # two thirds of the time, the copy included, that it takes on the crop itself.
-        packed = image[None].contiguous(memory_format=torch.channels_last)
+        """uint8 ``[h, w, 3]`` to uint8 ``[height, width, 3]``, colours innermost in memory."""
+        # Torch's vector code takes colours innermost, packed, and with the stride of a batch of more than one image:
+        # else it turns what it made, which takes as long as to make it. A copy of a crop costs less, too.
+        batch = image.contiguous()[None].permute(0, 3, 1, 2)
         mode = self.interpolation.value
-        return functional.interpolate(packed, size=(height, width), mode=mode, antialias=self.antialias)[0]
+        resized = functional.interpolate(batch, size=(height, width), mode=mode, antialias=self.antialias)
+        return resized[0].permute(1, 2, 0)
 
 
 class View(ABC):
@@ -55,14 +55,7 @@ class View(ABC):
 
     @abstractmethod
     def square(self, part: Tensor) -> Tensor:
-        """What becomes of a decoded part, not yet mirrored: uint8 ``[3, h, w]`` to uint8 ``[3, px, px]``."""
-
-    def render(self, parts: Sequence[Tensor], mirrored: npt.NDArray[np.bool_], out: npt.NDArray[np.uint8]) -> None:
-        """The squares of decoded parts (uint8 ``[3, h, w]``) into ``out`` (uint8 ``[n, px, px, 3]``)."""
-        for place, part, is_mirrored in zip(out, parts, mirrored.tolist(), strict=True):
-            square = self.square(part)
-            # NumPy copies in this thread; torch would share so small a copy among all threads of the process.
-            np.copyto(place, (square.flip(-1) if is_mirrored else square).permute(1, 2, 0).numpy())
+        """What becomes of a decoded part, not yet mirrored: uint8 ``[h, w, 3]`` to uint8 ``[px, px, 3]``."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +102,6 @@ class EvalView(View):
 
     def square(self, part: Tensor) -> Tensor:
         """To the pixel as torchvision's Resize and CenterCrop."""
-        size = resized_sizes([part.shape[:0:-1]], self.resize_px, squash=self.squash)
+        size = resized_sizes([part.shape[1::-1]], self.resize_px, squash=self.squash)
         ((wide, high),), ((left, top),) = size.tolist(), center_corners(size, self.px).tolist()
-        return self.resizing(part, high, wide)[:, top : top + self.px, left : left + self.px]
+        return self.resizing(part, high, wide)[top : top + self.px, left : left + self.px]

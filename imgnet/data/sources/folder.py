@@ -68,7 +68,7 @@ class FolderSource:
     """The images of one split of a folder. A :class:`~imgnet.data.sources.source.Source`.
 
     File names are held as one string of bytes with offsets: 1.28 million Python strings would take about 100 MB in
-    every decoding process, because reading them writes their reference counts and so ends the sharing of memory.
+    every worker of a node.
     """
 
     def __init__(self, root: Path, split: Split, num_classes: int) -> None:
@@ -98,6 +98,9 @@ class FolderSource:
 
     def __len__(self) -> int:
         return len(self._labels)
+
+    def expect(self, indices: Ints) -> None:
+        """Nothing: to tell it the files would have to be opened, which waits for the disk too."""
 
     def read(self, index: int) -> bytes:
         """The bytes of the file."""

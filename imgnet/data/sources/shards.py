@@ -9,8 +9,10 @@ finds every accident of up to 32 bits in a row and is as fast as memory; they ar
 
 import json
 import os
+import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tarfile import TarInfo
@@ -189,23 +191,40 @@ class ShardSource:
         """The bytes of the image. Safe in threads, and in processes forked at any time."""
         return self._first_bytes(index, int(self._rows[index]["length"]))
 
+    def expect(self, indices: Ints) -> None:
+        """The system reads them into its memory meanwhile."""
+        if sys.platform != "linux":
+            return
+        for index in indices.tolist():
+            with suppress(OSError):  # which is told when it is read
+                shard, offset, length = self._place(index)
+                if (file := self._file(shard)) is not None:
+                    os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
+
     def _first_bytes(self, index: int, length: int) -> bytes:
-        row = self._rows[index]
-        shard, offset = int(row["shard"]), int(row["offset"])
-        if shard >= len(self._shards) or offset + length > self._shards[shard].num_bytes:
-            raise OSError(0, f"the index says bytes {offset} to {offset + length} of shard {shard}, which has fewer")
-        file = self._files.get(shard)
-        if file is not None:
-            data = os.pread(file, length, offset)
-        elif len(self._files) < _NUM_OPEN_FILES:
-            # Two threads may open it at once; both files stay open, and the process ends with them.
-            file = self._files.setdefault(shard, os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC))
-            data = os.pread(file, length, offset)
-        else:
-            data = _read_once(self._path(shard), length, offset)
+        shard, offset, _ = self._place(index, length)
+        file = self._file(shard)
+        data = _read_once(self._path(shard), length, offset) if file is None else os.pread(file, length, offset)
         if len(data) != length:
             raise OSError(0, f"the shard ends after {len(data)} of {length} bytes")
         return data
+
+    def _place(self, index: int, length: int | None = None) -> tuple[int, int, int]:
+        """Shard, offset, and length if none is given. Raises OSError where the index says what cannot be."""
+        row = self._rows[index]
+        shard, offset = int(row["shard"]), int(row["offset"])
+        length = int(row["length"]) if length is None else length
+        if shard >= len(self._shards) or offset + length > self._shards[shard].num_bytes:
+            raise OSError(0, f"the index says bytes {offset} to {offset + length} of shard {shard}, which has fewer")
+        return shard, offset, length
+
+    def _file(self, shard: int) -> int | None:
+        """The open file of a shard; None where no more may be open."""
+        file = self._files.get(shard)
+        if file is None and len(self._files) < _NUM_OPEN_FILES:
+            # Two threads may open it at once; both files stay open, and the process ends with them.
+            file = self._files.setdefault(shard, os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC))
+        return file
 
     def header(self, index: int, data: bytes) -> JpegHeader | None:
         """From the index, which was told by the same bytes."""

@@ -26,6 +26,10 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def expect(self, indices: Ints) -> None:
+        """Tell the system that these images are read next, where that spares waiting for them. Returns at once."""
+        ...
+
     def read(self, index: int) -> bytes:
         """The encoded image, in any format of JPEG, PNG, WebP and :func:`.header.as_ppm`.
 
