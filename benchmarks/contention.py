@@ -1,6 +1,6 @@
 """Loaders beside other work, in several ranks of a node, and from files that are not in memory.
 
-    python benchmarks/data.py --contention 1 4 8
+    python -m benchmarks.data --contention 1 4 8
 
 A rank is a process with its share of the cores and of each batch; all of them read at the same time, each its own part.
 The other work is processes that only compute, at the same priority. What counts is the images of all ranks in a second.
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import CPU, Epoch, Images, ours, plain_dali
 
+from benchmarks.data import CPU, Epoch, Images, ours, plain_dali
 from imgnet.config import DataBackend
 from imgnet.data.checks import dali_is_installed
 from imgnet.runtime import Runtime

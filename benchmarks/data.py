@@ -1,6 +1,6 @@
 """Images per second of our loaders beside torchvision's, timm's, DALI's own and FFCV's, all measured in one run.
 
-    python benchmarks/data.py --threads 2
+    python -m benchmarks.data --threads 2
 
 Every loader gives normalised float32 batches of 176-pixel crops on the CPU, with the same number of decoding threads or
 processes, from files that are in memory. The rounds take turns, and each loader's best one counts, since other work on
@@ -460,7 +460,7 @@ def main() -> None:
     images = Images(options.folder, options.threads)
     prepare(images, options.per_class)
     if options.contention:
-        from contention import show_contention  # which imports this module
+        from benchmarks.contention import show_contention  # which imports this module
 
         show_contention(images, options.contention)
         return

@@ -39,7 +39,7 @@ class PoolBackend(Backend):
     def __init__(
         self, source: Source, view: View, finish: Finisher, make_reader: Callable[[], Reader], *, num_threads: int
     ) -> None:
-        """``make_reader`` is called in each thread, for a reader of its own."""
+        """``make_reader`` is called for each thread, which has a reader of its own."""
         self._source = source
         self._view = view
         self._finish = finish
@@ -84,7 +84,8 @@ class PoolBackend(Backend):
 
     def _started(self) -> ThreadPoolExecutor:
         ready = threading.Barrier(self._num_threads + 1)
-        begin = (self._of_thread, self._make_reader, ready)
+        readers = [self._make_reader() for _ in range(self._num_threads)]
+        begin = (self._of_thread, readers, ready)
         threads = ThreadPoolExecutor(self._num_threads, "data", _begin_thread, begin)
         for _ in range(self._num_threads):
             threads.submit(int)
@@ -118,10 +119,10 @@ class PoolBackend(Backend):
         return self._finish(batch.key, batch.sheet, bad)
 
 
-def _begin_thread(of_thread: threading.local, make_reader: Callable[[], Reader], ready: threading.Barrier) -> None:
+def _begin_thread(of_thread: threading.local, readers: list[Reader], ready: threading.Barrier) -> None:
     """No method, because a thread holds it to its end and so would hold the pool, which then nobody could drop."""
     # Or torch would share each small copy among as many threads again, which wait for one another spinning.
     torch.get_num_threads()  # the first use of torch in a thread takes over the number of the process, so now
     torch.set_num_threads(1)
-    of_thread.read = make_reader()
+    of_thread.read = readers.pop()
     ready.wait()

@@ -12,7 +12,7 @@ class ImageError(ValueError):
 
 
 class Source(Protocol):
-    """The images of one split, numbered from zero. Decoding processes get copies and read at the same time."""
+    """The images of one split, numbered from zero. Threads, and processes with copies of it, read at the same time."""
 
     @property
     def labels(self) -> Ints:
