@@ -25,6 +25,7 @@ from imgnet.runtime import Runtime
 
 LOADS = (1, 3, 5)
 MEASURED_S = 2.0
+PATIENCE_S = 120
 PEER, DALI, TORCHVISION = "plain DALI", "ours: DALI", "ours: torchvision"
 
 
@@ -66,7 +67,7 @@ def show_contention(images: Images, nodes: Sequence[int]) -> None:
 def images_per_s(images: Images, name: str, num_ranks: int, load: int, is_cold: bool) -> float:
     """Of all ranks together, beside ``load`` processes that compute."""
     context: Any = multiprocessing.get_context("fork")
-    start, stop, rates = context.Barrier(num_ranks + 1), context.Event(), context.Queue()
+    start, stop, rates = context.Barrier(num_ranks + 1, timeout=PATIENCE_S), context.Event(), context.Queue()
     places = [Place(images, name, rank, num_ranks, is_cold) for rank in range(num_ranks)]
     ranks = [context.Process(target=read, args=(place, start, stop, rates)) for place in places]
     for rank in ranks:
@@ -75,7 +76,7 @@ def images_per_s(images: Images, name: str, num_ranks: int, load: int, is_cold: 
     others = [context.Process(target=compute, args=(stop,)) for _ in range(load)]
     for other in others:
         other.start()
-    total = sum(rates.get() for _ in ranks)
+    total = sum(rates.get(timeout=PATIENCE_S) for _ in ranks)
     stop.set()
     for process in ranks + others:
         process.join()

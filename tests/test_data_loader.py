@@ -1,6 +1,8 @@
 import gc
 import io
 import random
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +25,7 @@ from imgnet.data.sources.digits import NUM_TRAIN, NUM_VAL
 from imgnet.data.sources.folder import FolderSource
 from imgnet.data.sources.source import ImageError
 from imgnet.runtime import Runtime
+from tests.commands import ROOT
 
 CPU = torch.device("cpu")
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -342,6 +345,54 @@ def test_threads_end_with_a_loader_that_nobody_closed(config):
     gc.collect()
     for thread in mine:
         thread.join(10)
+        assert not thread.is_alive()
+
+
+FIRST_USE = """
+import sys
+from pathlib import Path
+import torch
+from imgnet.config import DataBackend, DataConfig, DataKind
+from imgnet.data.loader import build_train_loader
+from imgnet.runtime import Runtime
+from tests.commands import ROOT
+
+data = DataConfig(
+    name="digits", kind=DataKind.digits, root=sys.argv[1], num_classes=10, train_px=32, eval_px=32, eval_resize_px=32,
+    mean=[0.5] * 3, std=[0.25] * 3, backend=DataBackend.torchvision, num_workers=2,
+)
+torch.set_num_threads(2)
+worker = Runtime(0, 1, 0, 1, torch.device("cpu"), 2)
+loader = build_train_loader(data, seed=1, global_batch_size=8, channels_last=True, worker=worker)
+next(loader.batches(0))
+loader.close()
+print(torch.get_num_threads())
+"""
+
+
+def test_training_keeps_its_threads_where_torch_has_done_nothing_before(digits_root):
+    printed = subprocess.run(
+        [sys.executable, "-c", FIRST_USE, digits_root], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert printed.stdout == "2\n"
+
+
+def test_no_thread_waits_for_one_that_could_not_start(config, monkeypatch):
+    loader = train_loader(replace(config, num_workers=3))
+    start, started = threading.Thread.start, []
+
+    def refuse_the_third(thread):
+        if thread.name.startswith("data"):
+            started.append(thread)
+        if len(started) == 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_the_third)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        next(loader.batches(0))
+    for thread in started[:2]:
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 

@@ -21,7 +21,7 @@ _PATIENCE_S = 10
 class SystemMonitor:
     """A thread that writes a row of this worker now and then, and on rank 0 looks at those of the others.
 
-    ``time`` in seconds since 1970; ``cpu_cores`` that the worker and its processes kept busy; ``memory_mb``
+    ``time`` in seconds since 1970; ``cpu_cores`` that the worker and its processes, if any, kept busy; ``memory_mb``
     that they hold and ``memory_peak_mb``, the most that the worker itself held (2^20 bytes); ``sent_mb_s`` and
     ``received_mb_s`` of all the node's network interfaces; of a GPU ``gpu_percent`` of the time in use,
     ``gpu_memory_mb`` and ``gpu_memory_peak_mb`` of torch.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from imgnet.config import AllReduceConfig, Compression, SgdConfig
 from imgnet.optim.loss_scale import INITIAL_SCALE, LossScaler
+from imgnet.parallel.engines import compression
 from imgnet.parallel.engines.allreduce import AllReduce
 from imgnet.parallel.engines.compression import Bf16, Compressor, PowerSgd, build_compressor
 from imgnet.runtime import Runtime
@@ -304,6 +305,25 @@ def test_a_gradient_of_zeros_stays_zero_under_the_default_rank(tmp_path: Path) -
     found = on_workers(train_dead, 2, tmp_path)
     assert bool(found[0].isfinite().all())
     assert torch.equal(found[0], found[1])
+
+
+def break_the_hook(runtime: Runtime) -> str:
+    """The error of a step whose all-reduce fails."""
+
+    def failing(*_: object) -> None:
+        raise ValueError("the other side is gone")
+
+    compression.powerSGD_hook = failing  # type: ignore[assignment]
+    strategy = make(runtime, powersgd(2), make_model())
+    batch = next(make_loader(runtime).batches(epoch=0))
+    with pytest.raises(RuntimeError) as caught:
+        strategy.step(batch.images, batch.targets, 0.1, 0)
+    return str(caught.value)
+
+
+def test_an_error_of_the_thread_says_what_it_was(tmp_path: Path) -> None:
+    (told,) = on_workers(break_the_hook, 1, tmp_path)
+    assert "ValueError: the other side is gone" in told
 
 
 def test_the_configuration_says_which_compressor(tmp_path: Path) -> None:

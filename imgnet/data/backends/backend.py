@@ -7,7 +7,6 @@ GPU, reads tar shards or stages files is another class behind :class:`Backend`.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -56,7 +55,7 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End the processes and threads, also in the middle of a pass. The back end cannot be used afterwards."""
+        """End the threads, also in the middle of a pass. The back end cannot be used afterwards."""
 
 
 class Finisher:
@@ -121,7 +120,7 @@ class Normalizer:
         self._device = device
         self._channels_last = channels_last
         self._buffers = Buffers(np.float32)
-        self._factors = cache(self._factors_of_rows)
+        self._factors: dict[int, tuple[Tensor, Tensor]] = {}
 
     def empty(self, num: int, height: int, width: int) -> Tensor:
         """float32 ``[n, height, width, 3]``, or ``[n, 3, height, width]`` without channels_last; uninitialised."""
@@ -139,7 +138,7 @@ class Normalizer:
         if self._channels_last:
             out.copy_(pixels)
             # Whole rows at a time: a loop over three colours is too short for vector instructions.
-            scale, shift = self._factors(out.shape[-2])
+            scale, shift = self._factors_of_rows(out.shape[-2])
             rows = out.flatten(-2)
         else:
             out.copy_(pixels.movedim(-1, -3))
@@ -147,7 +146,9 @@ class Normalizer:
         torch.addcmul(shift, rows, scale, out=rows)
 
     def _factors_of_rows(self, width: int) -> tuple[Tensor, Tensor]:
-        return self._scale.repeat(width), self._shift.repeat(width)
+        if width not in self._factors:
+            self._factors[width] = self._scale.repeat(width), self._shift.repeat(width)
+        return self._factors[width]
 
 
 def layout(channels_last: bool) -> torch.memory_format:

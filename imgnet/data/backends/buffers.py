@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_NUM_KEPT = 4
+_NUM_KEPT = 6  # the batches that a pool has begun, that of the step, and the one after it
 
 
 @final

@@ -1,4 +1,4 @@
-"""Every step from the files to normalised images in one pool of threads: there are never more of them than cores."""
+"""Every step from the files to normalised images in one pool of threads, so that no stage waits for another."""
 
 import math
 import threading
@@ -83,14 +83,12 @@ class PoolBackend(Backend):
         wait([chunk for chunk in chunks if not chunk.cancel()])
 
     def _started(self) -> ThreadPoolExecutor:
+        num_of_torch = torch.get_num_threads()  # now, or the first other thread that sets a number sets this one's too
         ready = threading.Barrier(self._num_threads + 1)
         readers = [self._make_reader() for _ in range(self._num_threads)]
         begin = (self._of_thread, readers, ready)
         threads = ThreadPoolExecutor(self._num_threads, "data", _begin_thread, begin)
-        for _ in range(self._num_threads):
-            threads.submit(int)
-        num_of_torch = torch.get_num_threads()
-        ready.wait()
+        _start_all(threads, ready)
         torch.set_num_threads(num_of_torch)  # for this thread, and those that begin later
         return threads
 
@@ -117,6 +115,17 @@ class PoolBackend(Backend):
         for chunk in batch.chunks:
             bad |= chunk.result()
         return self._finish(batch.key, batch.sheet, bad)
+
+
+def _start_all(threads: ThreadPoolExecutor, ready: threading.Barrier) -> None:
+    try:
+        for _ in range(ready.parties - 1):
+            threads.submit(int)
+        ready.wait()
+    except BaseException:  # the system has no more threads, or somebody interrupts: none may wait for ever
+        ready.abort()
+        threads.shutdown(wait=False)
+        raise
 
 
 def _begin_thread(of_thread: threading.local, readers: list[Reader], ready: threading.Barrier) -> None:

@@ -106,7 +106,7 @@ class PowerSgd(Compressor):
             return self._begin(bucket)
         average: Future[Tensor] = Future()
         self._in_order.submit(self._finish, bucket, average)
-        return average
+        return average.then(lambda done: done.wait())  # DDP itself would take an error for the result
 
     def _begin(self, bucket: dist.GradBucket) -> Future[Tensor]:
         hook, sent_before = self._hook, self._hook.total_numel_after_compression
@@ -119,7 +119,7 @@ class PowerSgd(Compressor):
     def _finish(self, bucket: dist.GradBucket, average: Future[Tensor]) -> None:
         try:
             average.set_result(self._begin(bucket).wait())
-        except Exception as error:  # raised again by DDP, at the end of the backward pass
+        except Exception as error:  # raised again at the end of the backward pass
             average.set_exception(error)  # type: ignore[arg-type]  (annotated as if it were a result)
 
     def state(self) -> dict[str, Any]:
