@@ -21,4 +21,5 @@ def test_a_network_carries_what_workers_count(tmp_path: Path) -> None:
     assert found.keys() == CASES.keys()
     for name, (counted, carried) in found.items():
         assert counted > 0, name
-        assert counted <= carried <= FRAMES * counted + WORDS_MB, (name, counted, carried)
+        # Either way, since each is the difference of two runs, and a busy machine holds up the shorter one, too.
+        assert counted - WORDS_MB <= carried <= FRAMES * counted + WORDS_MB, (name, counted, carried)
