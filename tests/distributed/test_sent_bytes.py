@@ -13,7 +13,8 @@ FRAMES, WORDS_MB = 1.01, 1.0
 """Headers of packets and acknowledgements; losses, flags, and the word that workers exchange each second."""
 
 
-@pytest.mark.slow  # 22 trainings of ResNet-18 on four workers
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # 22 trainings of ResNet-18 on four workers
 def test_a_network_carries_what_workers_count(tmp_path: Path) -> None:
     command = ["unshare", "--net", sys.executable, "-m", "tests.distributed.sent", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
