@@ -9,8 +9,8 @@ import pytest
 
 from tests.distributed.sent import CASES
 
-FRAMES, WORDS_MB = 1.01, 1.0
-"""Headers of packets and acknowledgements; losses, flags, and the word that workers exchange each second."""
+FRAMES, WORDS_MB = 1.01, 2.0
+"""Headers of packets and acknowledgements; losses, how workers find each other, and their word of each second."""
 
 
 @pytest.mark.slow
