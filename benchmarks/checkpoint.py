@@ -21,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.spread import spread
 from imgnet.checkpoint.manifest import Manifest
 from imgnet.checkpoint.tree import pack
 from imgnet.checkpoint.writer import Writer
@@ -99,18 +100,19 @@ def main() -> None:
             measure, 1, Path(folder), options.rounds, options.batch, Path(folder) / "checkpoints", timeout_s=1800
         )[0]
     median = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+    ratio = spread([one["stall"] / one["copy"] for one in rounds])
     megabytes = median["bytes"] / 1e6
     print(f"state                  {megabytes:7.1f} MB")
     print(f"step                   {median['step'] * 1e3:7.1f} ms  (ResNet-50, {options.batch} images of {PIXELS} px)")
     print(f"copy in memory         {median['copy'] * 1e3:7.1f} ms")
     print(
-        f"stall of a checkpoint  {median['stall'] * 1e3:7.1f} ms  {median['stall'] / median['copy']:.2f} x the copy",
+        f"stall of a checkpoint  {median['stall'] * 1e3:7.1f} ms  {ratio} x the copy",
         end="",
     )
     print(f" (limit 1.5), {median['stall'] / median['step']:.2f} x a step")
     print(f"writing behind         {median['write'] * 1e3:7.1f} ms  {megabytes / median['write']:7.0f} MB/s")
     print(f"plain write and fsync  {median['plain'] * 1e3:7.1f} ms  {megabytes / median['plain']:7.0f} MB/s", end="")
-    print(f"  ratio of throughputs {median['plain'] / median['write']:.2f}")
+    print(f"  ratio of throughputs {spread([one['plain'] / one['write'] for one in rounds])}")
 
 
 if __name__ == "__main__":

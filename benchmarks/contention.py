@@ -3,7 +3,8 @@
     python -m benchmarks.data --contention 1 4 8
 
 A rank is a process with its share of the cores and of each batch; all of them read at the same time, each its own part.
-The other work is processes that only compute, at the same priority. What counts is the images of all ranks in a second.
+The other work is processes that only compute, at the same priority. What counts is the images of all ranks in a second,
+of several rounds the median.
 """
 
 import multiprocessing
@@ -14,11 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
 from benchmarks.data import CPU, Epoch, Images, ours, plain_dali
+from benchmarks.spread import spread
 from imgnet.config import DataBackend
 from imgnet.data.checks import dali_is_installed
 from imgnet.runtime import Runtime
@@ -51,16 +54,20 @@ class Place:
         return ours(share, backend, self.images.shards("full"), worker=worker)
 
 
-def show_contention(images: Images, nodes: Sequence[int]) -> None:
-    """A table of images per second for each number of ranks, and of ours over plain DALI in the same minute."""
+def show_contention(images: Images, nodes: Sequence[int], rounds: int) -> None:
+    """A table of images per second for each number of ranks, and of ours over plain DALI in the same round."""
     names = [PEER, DALI, TORCHVISION] if dali_is_installed() else [TORCHVISION]
     print("\n| ranks | busy processes beside | files | " + " | ".join(names) + " | ours: DALI / plain DALI |")
     print("| ---: | ---: | --- |" + " ---: |" * (len(names) + 1))
     cases = [case for ranks in nodes for case in ((ranks, 0, True), *((ranks, load, False) for load in LOADS))]
     for num_ranks, load, is_cold in cases:
-        rates = {name: images_per_s(images, name, num_ranks, load, is_cold) for name in names}
-        ratio = f"{rates[DALI] / rates[PEER]:.2f}" if PEER in rates else ""
-        shown = " | ".join(f"{rate:,.0f}" for rate in rates.values())
+        rates: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name, found in rates.items():
+                found.append(images_per_s(images, name, num_ranks, load, is_cold))
+        ratios = [own / peer for own, peer in zip(rates[DALI], rates[PEER], strict=True)] if PEER in rates else []
+        shown = " | ".join(f"{median(found):,.0f}" for found in rates.values())
+        ratio = spread(ratios) if ratios else ""
         print(f"| {num_ranks} | {load} | {'cold' if is_cold else 'in memory'} | {shown} | {ratio} |", flush=True)
 
 

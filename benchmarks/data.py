@@ -4,7 +4,8 @@
 
 Every loader gives normalised float32 batches of 176-pixel crops on the CPU, with the same number of decoding threads or
 processes, from files that are in memory. The rounds take turns, and each loader's best one counts, since other work on
-the machine can only slow it. CPU time (of all threads and processes) is steadier than time on a busy machine.
+the machine can only slow it; beside it stand the median of the rounds, the least and the most. CPU time (of all threads
+and processes) is steadier than time on a busy machine.
 FFCV and timm are measured where they are installed. The images are drawn once and kept in --folder.
 """
 
@@ -17,14 +18,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.spread import spread
 from imgnet.config import DataBackend, DataConfig, DataKind
 from imgnet.data.backends.decode import decode
 from imgnet.data.checks import dali_is_installed
@@ -52,9 +55,10 @@ class Contestant:
     name: str
     make: Callable[[], Epoch]
     epoch: Epoch | None = None
-    images_per_s: float = 0.0
-    cpu_ms: float = float("inf")
-    """CPU time for an image, in milliseconds."""
+    images_per_s: list[float] = field(default_factory=list)
+    """In each round."""
+    cpu_ms: list[float] = field(default_factory=list)
+    """CPU time for an image, in milliseconds, in each round."""
 
     def measure(self) -> None:
         """One epoch. The first call also makes the loader and reads an epoch that does not count."""
@@ -64,8 +68,8 @@ class Contestant:
         cpu, start = cpu_seconds(), time.perf_counter()
         num = self.epoch()
         seconds = time.perf_counter() - start
-        self.images_per_s = max(self.images_per_s, num / seconds)
-        self.cpu_ms = min(self.cpu_ms, 1000 * (cpu_seconds() - cpu) / num)
+        self.images_per_s.append(num / seconds)
+        self.cpu_ms.append(1000 * (cpu_seconds() - cpu) / num)
 
 
 @dataclass(frozen=True)
@@ -356,17 +360,21 @@ TARGETS = (
 
 def show(measured: dict[str, Contestant]) -> None:
     """The table, and each target beside what was reached."""
-    print("\n| loader | images/s | CPU ms/image |\n| --- | ---: | ---: |")
+    print("\n| loader | images/s | in the rounds | CPU ms/image |\n| --- | ---: | ---: | ---: |")
     for one in measured.values():
-        print(f"| {one.name} | {one.images_per_s:,.0f} | {one.cpu_ms:.2f} |")
-    print("\n| ours over peer | by time | by CPU time | target |\n| --- | ---: | ---: | ---: |")
+        rates = one.images_per_s
+        print(f"| {one.name} | {max(rates):,.0f} | {spread(rates, ',.0f')} | {min(one.cpu_ms):.2f} |")
+    print("\n| ours over peer | by time | in the rounds | by CPU time | target |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for target in TARGETS:
         found = [measured[name] for name in target.ours if name in measured]
         peer = measured.get(target.peer)
         if found and peer:
-            best = max(found, key=lambda one: one.images_per_s)
-            ratios = best.images_per_s / peer.images_per_s, peer.cpu_ms / best.cpu_ms
-            print(f"| {best.name} / {peer.name} | {ratios[0]:.2f} | {ratios[1]:.2f} | {target.least:.2f} |")
+            best = max(found, key=lambda one: max(one.images_per_s))
+            by_time = max(best.images_per_s) / max(peer.images_per_s)
+            by_cpu = min(peer.cpu_ms) / min(best.cpu_ms)
+            in_rounds = spread([own / its for own, its in zip(best.images_per_s, peer.images_per_s, strict=True)])
+            print(f"| {best.name} / {peer.name} | {by_time:.2f} | {in_rounds} | {by_cpu:.2f} | {target.least:.2f} |")
 
 
 def show_sizes(images: Images) -> None:
@@ -441,9 +449,12 @@ def show_staging(images: Images, rounds: int) -> None:
                 stage(root, str(copies.resolve()))
             times.append(time.perf_counter() - start)
     shutil.rmtree(copies)
-    best = {name: min(times) for name, times in seconds.items()}
-    print(f"\nstaging {mb_of(root):.0f} MB: {best['stage']:.2f} s, checksums included; cp {best['cp']:.2f} s; ", end="")
-    print(f"{best['cp'] / best['stage']:.2f} of cp's speed (at least 0.8)")
+    taken, copied = seconds["stage"], seconds["cp"]
+    print(
+        f"\nstaging {mb_of(root):.0f} MB: {median(taken):.2f} s, checksums included; cp {median(copied):.2f} s; ",
+        end="",
+    )
+    print(f"{spread([cp / own for cp, own in zip(copied, taken, strict=True)])} of cp's speed (at least 0.8)")
 
 
 def main() -> None:
@@ -462,7 +473,7 @@ def main() -> None:
     if options.contention:
         from benchmarks.contention import show_contention  # which imports this module
 
-        show_contention(images, options.contention)
+        show_contention(images, options.contention, options.rounds)
         return
     chosen = [one for one in contestants(images) if re.search(options.only, one.name)]
     for number in range(options.rounds):

@@ -70,6 +70,9 @@ class Result:
     case: Case
     rate_mbit: int
     step_s: float
+    least_s: float
+    most_s: float
+    """Of thirds of the steps: how far ``step_s`` can be trusted."""
     wait_s: float
     """Of the averaging; 0 for DDP, which does not say."""
     sent_mb: float
@@ -233,7 +236,7 @@ def result_of(row: dict[str, Any]) -> Result:
 
 def _print_table(results: Sequence[Result], title: str) -> None:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_style="")
-    for column in (*WORDS, "s/step", "waits s", "sent MB", "limit s", "/ limit", "/ pure", "DDP / it"):
+    for column in (*WORDS, "s/step", "of thirds", "waits s", "sent MB", "limit s", "/ limit", "/ pure", "DDP / it"):
         table.add_column(column, justify="left" if column in WORDS else "right")
     for result in results:
         case = result.case
@@ -244,6 +247,7 @@ def _print_table(results: Sequence[Result], title: str) -> None:
             case.wire,
             "yes" if case.straggler else "",
             f"{result.step_s:.2f}",
+            "-" if result.least_s == result.most_s else f"{result.least_s:.2f} to {result.most_s:.2f}",
             f"{result.wait_s:.2f}",
             f"{result.sent_mb:.0f}",
             f"{result.limit_s:.2f}",
@@ -251,7 +255,7 @@ def _print_table(results: Sequence[Result], title: str) -> None:
             f"{result.step_s / pure:.2f}" if pure else "-",
             f"{ddp / result.step_s:.2f}" if ddp else "-",
         )
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 def _seconds_of(case: Case, results: Sequence[Result]) -> float | None:

@@ -3,9 +3,10 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -193,17 +194,35 @@ def measure(case: Case, runtime: Runtime, task: dict[str, Any]) -> Result:
     for number in range(WARM_UP_STEPS):
         step(number)
     strategy.communication_wait_s()  # no barrier: it would let messages arrive that nobody is charged for
-    sent_before, start = _bytes_sent(), time.perf_counter()
+    sent_before, times = _bytes_sent(), [time.perf_counter()]
     for number in range(num_steps):
         step(WARM_UP_STEPS + number)
-    seconds, sent = time.perf_counter() - start, _bytes_sent() - sent_before
-    measured = [seconds, strategy.communication_wait_s(), sent / 1e6]
+        times.append(time.perf_counter())
+    sent = (_bytes_sent() - sent_before) / 1e6 / num_steps
+    measured = [strategy.communication_wait_s() / num_steps, sent, *step_s_of_thirds(times, interval)]
     if isinstance(strategy, Decentralized):
         for averaging in strategy._method.averagings:  # nothing may be under way when the next case begins
             averaging.settle()
-    means = [total / HOSTS / num_steps for total in sum_over_workers(measured, runtime.device)]
+    step_s = (times[-1] - times[0]) / num_steps
+    step_s, wait_s, sent_mb, *thirds = [
+        total / HOSTS for total in sum_over_workers([step_s, *measured], runtime.device)
+    ]
     rate = task["rate_mbit"]
-    return Result(case, rate, *means, limit_s=limit_s(case, rate, task["compute_s"]))
+    limit = limit_s(case, rate, task["compute_s"])
+    return Result(case, rate, step_s, min(thirds), max(thirds), wait_s, sent_mb, limit)
+
+
+def step_s_of_thirds(times: Sequence[float], interval: int) -> list[float]:
+    """Seconds per step of each third of the steps, in whole intervals between averages; of fewer parts, if need be.
+
+    Args:
+        times: when the first step began, and when each ended.
+        interval: steps.
+    """
+    num_intervals = (len(times) - 1) // interval
+    num_parts = min(3, num_intervals)
+    cuts = [interval * (num_intervals * part // num_parts) for part in range(num_parts + 1)]
+    return [(times[stop] - times[start]) / (stop - start) for start, stop in pairwise(cuts)]
 
 
 def measure_parts(runtime: Runtime, task: dict[str, Any]) -> dict[str, Any]:

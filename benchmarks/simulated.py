@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.spread import spread
 from imgnet.config import DecentralizedConfig, ModelConfig, Precision, RunConfig, SgdConfig, SimulatedConfig
 from imgnet.models.build import build_model
 from imgnet.optim.factory import build_optimizer
@@ -129,8 +130,7 @@ def main() -> None:
         images = workers * arguments.local_batch
         show(f"{workers} simulated workers", images, [ours for ours, _ in found])
         show("as many plain steps", images, [plain for _, plain in found])
-        ratios = sorted(plain / ours for ours, plain in found)
-        print(f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+        print(f"ratio {spread([plain / ours for ours, plain in found], '.3f')}")
         print(f"peak memory of both {peak:.2f} GiB")
     if arguments.processes:
         times = [max(step) for step in zip(*alone(processes, arguments.processes, arguments), strict=True)]

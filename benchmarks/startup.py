@@ -9,12 +9,16 @@ launching process uses while they train.
 import argparse
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.spread import spread
 
 WATCHED_S = 5.0
 RUN = str(Path(__file__).parents[1] / "run.py")
@@ -69,19 +73,20 @@ def cpu_seconds(pid: int) -> float:
 
 
 def main() -> None:
-    """Print the median of each command, and its ratio to the first."""
+    """Print the median of each command with the least and the most, and its ratio to the first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 32])
     options = parser.parse_args()
     runs = options.runs
-    medians = {name: statistics.median(seconds(command) for _ in range(runs)) for name, command in COMMANDS.items()}
-    least = medians["import hydra"]
-    for name, median in medians.items():
-        print(f"{name:52s} {median:5.2f} s   {median / least:4.1f} x")
+    times = {name: [seconds(command) for _ in range(runs)] for name, command in COMMANDS.items()}
+    least = median(times["import hydra"])
+    for name, found in times.items():
+        print(f"{name:52s} {spread(found)} s   {median(found) / least:4.1f} x")
     for workers in options.workers:
-        start_s, share = start_of(workers)
-        print(f"{f'{workers} workers have started':52s} {start_s:5.2f} s   launching process: {share:.1%} of a core")
+        starts, shares = zip(*(start_of(workers) for _ in range(runs)), strict=True)
+        print(f"{f'{workers} workers have started':52s} {spread(starts)} s   launching process: ", end="")
+        print(f"{spread(shares, '.1%')} of a core")
 
 
 if __name__ == "__main__":

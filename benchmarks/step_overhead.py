@@ -9,7 +9,6 @@ the ratio of their times.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.spread import spread
 from imgnet.config import (
     AllReduceConfig,
     DataConfig,
@@ -165,10 +165,7 @@ def main() -> None:
         for ours, bare in times:
             steps = options.steps / 1e3
             print(f"ours {ours / steps:7.2f} ms/step   bare {bare / steps:7.2f} ms/step   ratio {ours / bare:.3f}")
-        ratios = sorted(ours / bare for ours, bare in times)
-        print(
-            f"{what}: median ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}; limit {limit})"
-        )
+        print(f"{what}: ratio {spread([ours / bare for ours, bare in times], '.3f')}; limit {limit}")
 
 
 if __name__ == "__main__":

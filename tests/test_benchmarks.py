@@ -8,6 +8,8 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from typer.testing import CliRunner
 
 from benchmarks import gpu
+from benchmarks.network_worker import step_s_of_thirds
+from benchmarks.spread import spread
 
 
 def test_the_gpu_benchmark_on_a_cpu() -> None:
@@ -44,3 +46,15 @@ def test_idle_time_is_between_kernels() -> None:
     kernels = [{"cat": "kernel", "ts": start, "dur": 2.0} for start in (0.0, 1.0, 6.0)]
     assert gpu.idle_share(kernels) == 3 / 8
     assert gpu.idle_share([]) is None
+
+
+def test_thirds_of_the_steps_are_whole_intervals() -> None:
+    times = [float(step**2) for step in range(9)]
+    assert step_s_of_thirds(times, interval=1) == [2.0, 7.0, 13.0]
+    assert step_s_of_thirds(times, interval=4) == [4.0, 12.0]
+    assert step_s_of_thirds(times, interval=8) == [8.0]
+
+
+def test_a_spread_has_the_median_the_least_and_the_most() -> None:
+    assert spread([3.0, 1.0, 2.0]) == "2.00 (1.00 to 3.00)"
+    assert spread([0.25], ".1%") == "25.0%"
