@@ -219,6 +219,7 @@ def step_s_of_thirds(times: Sequence[float], interval: int) -> list[float]:
         times: when the first step began, and when each ended.
         interval: steps.
     """
+    interval = min(interval, len(times) - 1)  # longer than the measurement where nobody averages
     num_intervals = (len(times) - 1) // interval
     num_parts = min(3, num_intervals)
     cuts = [interval * (num_intervals * part // num_parts) for part in range(num_parts + 1)]

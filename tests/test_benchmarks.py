@@ -53,6 +53,7 @@ def test_thirds_of_the_steps_are_whole_intervals() -> None:
     assert step_s_of_thirds(times, interval=1) == [2.0, 7.0, 13.0]
     assert step_s_of_thirds(times, interval=4) == [4.0, 12.0]
     assert step_s_of_thirds(times, interval=8) == [8.0]
+    assert step_s_of_thirds(times, interval=1_000_000) == [8.0]
 
 
 def test_a_spread_has_the_median_the_least_and_the_most() -> None:
