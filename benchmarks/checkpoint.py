@@ -105,11 +105,8 @@ def main() -> None:
     print(f"state                  {megabytes:7.1f} MB")
     print(f"step                   {median['step'] * 1e3:7.1f} ms  (ResNet-50, {options.batch} images of {PIXELS} px)")
     print(f"copy in memory         {median['copy'] * 1e3:7.1f} ms")
-    print(
-        f"stall of a checkpoint  {median['stall'] * 1e3:7.1f} ms  {ratio} x the copy",
-        end="",
-    )
-    print(f" (limit 1.5), {median['stall'] / median['step']:.2f} x a step")
+    print(f"stall of a checkpoint  {median['stall'] * 1e3:7.1f} ms  {ratio} x the copy (limit 1.5),", end="")
+    print(f" {median['stall'] / median['step']:.2f} x a step")
     print(f"writing behind         {median['write'] * 1e3:7.1f} ms  {megabytes / median['write']:7.0f} MB/s")
     print(f"plain write and fsync  {median['plain'] * 1e3:7.1f} ms  {megabytes / median['plain']:7.0f} MB/s", end="")
     print(f"  ratio of throughputs {spread([one['plain'] / one['write'] for one in rounds])}")

@@ -1,6 +1,6 @@
 """Seconds per step on slow links: AllReduce beside decentralized topologies, on four hosts of one machine.
 
-    sudo python -m benchmarks.network            # about 25 minutes; --help for less
+    sudo python -m benchmarks.network            # about 30 minutes; --help for less
 
 Needs root and iproute2. Four hosts are network namespaces behind a switch, a fifth one; every link is limited in both
 directions. Nothing outside these namespaces is changed. They are removed at the end, or, where this command was killed,

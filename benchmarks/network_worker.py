@@ -198,15 +198,13 @@ def measure(case: Case, runtime: Runtime, task: dict[str, Any]) -> Result:
     for number in range(num_steps):
         step(WARM_UP_STEPS + number)
         times.append(time.perf_counter())
-    sent = (_bytes_sent() - sent_before) / 1e6 / num_steps
-    measured = [strategy.communication_wait_s() / num_steps, sent, *step_s_of_thirds(times, interval)]
+    sent_mb = (_bytes_sent() - sent_before) / 1e6 / num_steps
+    step_s, wait_s = (times[-1] - times[0]) / num_steps, strategy.communication_wait_s() / num_steps
     if isinstance(strategy, Decentralized):
         for averaging in strategy._method.averagings:  # nothing may be under way when the next case begins
             averaging.settle()
-    step_s = (times[-1] - times[0]) / num_steps
-    step_s, wait_s, sent_mb, *thirds = [
-        total / HOSTS for total in sum_over_workers([step_s, *measured], runtime.device)
-    ]
+    measured = [step_s, wait_s, sent_mb, *step_s_of_thirds(times, interval)]
+    step_s, wait_s, sent_mb, *thirds = [total / HOSTS for total in sum_over_workers(measured, runtime.device)]
     rate = task["rate_mbit"]
     limit = limit_s(case, rate, task["compute_s"])
     return Result(case, rate, step_s, min(thirds), max(thirds), wait_s, sent_mb, limit)

@@ -41,6 +41,13 @@ def test_the_readme_has_commands_at_all() -> None:
     assert len(RUNS) >= 6
 
 
+@pytest.mark.parametrize("group", ["model", "data", "topology", "averaging", "optimizer", "cluster"])
+def test_the_table_of_groups_has_every_option(group: str) -> None:
+    (row,) = [line for line in LINES if line.startswith(f"| `{group}` |")]
+    options = {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")}
+    assert options <= set(re.findall(r"`([^`]+)`", row))
+
+
 def test_the_example_of_a_cluster_is_accepted(tmp_path: Path, imagenet_folder: str) -> None:
     (yaml,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert len(yaml.strip().splitlines()) == 10
