@@ -197,3 +197,17 @@ def test_silence_counts_only_while_somebody_listens() -> None:
     assert silence.longer_than(0.0) == []
     silence.hear([b"5", b"8"], 10.0)
     assert silence.longer_than(0.0) == []
+
+
+def test_a_process_ends_in_order_while_its_threads_ask_the_store() -> None:
+    """With signs of life so often that one is under way when Python ends."""
+    script = """if True:
+        import torch.distributed as dist
+        from imgnet.parallel.hang import HangWatch
+        from imgnet.runtime import Placement
+
+        watch = HangWatch(1e-3, lambda *_: None, Placement(0, 1, 0, 1))
+        watch.meet(lambda: dist.TCPStore("127.0.0.1", 0, is_master=True))
+    """
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -7,6 +7,7 @@ long, who has given no sign is stopped or gone. Where all live, and a step is du
 it: who is alone in not waiting for anybody is stuck where its word says.
 """
 
+import atexit
 import json
 import math
 import os
@@ -131,6 +132,7 @@ class HangWatch:
         self._unanswered_s = 0.0
         self._has_spoken = False
         self._is_over = threading.Event()
+        self._threads: list[threading.Thread] = []
 
     def meet(self, make_store: Callable[[], dist.Store]) -> dist.Store:
         """Wait until all workers are there, and watch from then on. Collective.
@@ -146,13 +148,21 @@ class HangWatch:
             self._store = dist.PrefixStore("hang", store.clone())
             self._store.set_timeout(timedelta(seconds=GRACE_S))
             self._gather(began + self._timeout_s)
+        atexit.register(self.part)
         for name, loop in {"signs of life": self._tell, "hang": self._watch}.items():
-            threading.Thread(target=loop, name=name, daemon=True).start()
+            self._threads.append(threading.Thread(target=loop, name=name, daemon=True))
+            self._threads[-1].start()
         return store
 
     def part(self) -> None:
-        """All workers are done; who ends from now on holds up nobody."""
+        """All workers are done; who ends from now on holds up nobody. At the latest when this process ends in order.
+
+        Returns when the threads have ended: one that comes back from the store after Python has ended aborts the
+        process ("terminate called without an active exception").
+        """
         self._is_over.set()
+        for thread in self._threads:
+            thread.join(GRACE_S + STORE_LATE_S)
 
     def step_made(self, step: int) -> None:
         """From now on the next step is waited for."""
@@ -231,7 +241,7 @@ class HangWatch:
             self._unanswered_s += passed_s
             before, looked = mark, now
             found = self._judge(mark)
-            if found is not None and self._mark is mark:
+            if found is not None and self._mark is mark and not self._is_over.is_set():
                 self._give_up(*found)
 
     def _judge(self, mark: "_Mark") -> tuple[str, str] | None:
@@ -261,11 +271,11 @@ class HangWatch:
         self._store.set(f"word/{rank}", json.dumps(asdict(_word(step, self._main))))
         self._has_spoken = True
         words: dict[int, Word] = {}
-        while len(words) < len(self._members) and time.monotonic() < end:
+        while len(words) < len(self._members) and time.monotonic() < end and not self._is_over.is_set():
             keys = {member.rank: f"word/{member.rank}" for member in self._members if member.rank not in words}
             there = {other: self._store.get(key) for other, key in keys.items() if self._store.check([key])}
             words |= {other: Word(**json.loads(text)) for other, text in there.items() if text.decode() != WITHDRAWN}
-            time.sleep(LOOK_S)
+            self._is_over.wait(LOOK_S)
         return words
 
 
