@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from imgnet.config import ConfigError, DataConfig, Interpolation, Mode, ModelConfig, RunConfig
 from imgnet.data import checks
+from imgnet.models.names import INCEPTIONS
 
 PREPROCESSING = ("eval_px", "eval_resize_px", "eval_squash", "interpolation", "antialias", "mean", "std")
 """Keys of ``data`` that say how a validation image becomes what a model is shown."""
@@ -133,8 +134,8 @@ def _of_torchvision(name: str) -> Brought:
         "eval_squash": False,
         "interpolation": _interpolation(name, wanted.interpolation.value),
         "antialias": bool(wanted.antialias),
-        "mean": list(wanted.mean),
-        "std": list(wanted.std),
+        "mean": [0.5] * 3 if name in INCEPTIONS else list(wanted.mean),
+        "std": [0.5] * 3 if name in INCEPTIONS else list(wanted.std),
     }
     return Brought(f"torchvision's {name} ({weights.name})", len(weights.meta["categories"]), values)
 

@@ -46,7 +46,7 @@ SUBMISSION = "submission.json"
 PROFILE = "profile"
 PREDICTION = "prediction.json"
 MOST_OF_DIFF = 2**20
-"""Characters of ``code.diff``; whoever changes more has committed data by mistake."""
+"""Bytes of ``code.diff``; whoever changes more has committed data by mistake."""
 BESIDE = r"\..+?(\.\d+){1,2}"
 """Names of files that are being written: the file's, the process, and the thread where several may write."""
 WRITING_S = 60
@@ -70,8 +70,13 @@ class ExitRecord:
     traceback: str = ""
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
     """Replace ``path`` by ``content``; a crash leaves the old file or the new one.
+
+    Args:
+        path: the file.
+        content: all of it.
+        durable: also where the machine loses its power.
 
     Raises:
         OSError: with ``path`` in it; the old file is what it was, and nothing is left beside.
@@ -79,7 +84,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     # A worker's thread for signals may write at the same moment as its main thread.
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
@@ -140,7 +149,7 @@ def create(
         run_dir,
         command=_command(),
         overrides=list(overrides),
-        commit=_git("rev-parse", "HEAD"),
+        commit=_commit(),
         dirty=bool(_git("status", "--porcelain")),
         versions={name: version for name in VERSIONS_OF if (version := _version(name))},
         python=platform.python_version(),
@@ -167,7 +176,7 @@ def reopen(run_dir: Path) -> None:
     write_run(
         run_dir,
         earlier=_attempts(run_dir),
-        commit=_git("rev-parse", "HEAD"),
+        commit=_commit(),
         dirty=bool(_git("status", "--porcelain")),
         hosts=[socket.gethostname()],
         start=now(),
@@ -205,29 +214,29 @@ def _command() -> list[str]:
 
 def _write_diff(run_dir: Path) -> None:
     """Keep how the tracked files differ from their commit; what an earlier part of the run was made with stays too."""
-    text = _git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
+    patch = _git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
     path = run_dir / "code.diff"
-    if path.is_file() and text is not None and text[:MOST_OF_DIFF] + "\n" != path.read_text(encoding="utf-8"):
+    if path.is_file() and patch is not None and patch[:MOST_OF_DIFF] != path.read_bytes():
         path.rename(run_dir / f"code.{len(list(run_dir.glob('code.*diff')))}.diff")
-    if text:
-        write_atomically(path, text[:MOST_OF_DIFF] + "\n")
+    if patch:
+        write_atomically(path, patch[:MOST_OF_DIFF])
+
+
+def _commit() -> str | None:
+    name = _git("rev-parse", "HEAD")
+    return None if name is None else name.decode().strip()
 
 
 @cache  # asked once for each run of a sweep
-def _git(*arguments: str) -> str | None:
+def _git(*arguments: str) -> bytes | None:
+    """What git says, to the byte: a diff that is to be applied holds lines of files in any encoding."""
     try:
         done = subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",  # a diff holds lines of files in any encoding
-            timeout=10,
-            check=False,
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout if done.returncode == 0 else None
 
 
 @cache

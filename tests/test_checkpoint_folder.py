@@ -109,6 +109,30 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert [read_manifest(folder).step for folder in steps_of(tmp_path)] == [5, 4, 2]
 
 
+def test_steps_of_a_training_that_was_left_go_when_the_next_checkpoint_is_whole(tmp_path: Path) -> None:
+    """After a start on other workers, which goes back to the beginning of an epoch, or after a damaged checkpoint."""
+    write_run(tmp_path, {30: 50.0, 40: 90.0})
+    write_run(tmp_path, {35: 60.0, 36: 70.0})
+    assert [read_manifest(folder).step for folder in steps_of(tmp_path)] == [36, 35]
+
+
+def test_a_manifest_that_cannot_be_read_stops_no_pruning(tmp_path: Path) -> None:
+    write_run(tmp_path, {1: 10.0, 2: 20.0})
+    (steps_of(tmp_path)[0] / "manifest.json").write_bytes(b"")
+    write_run(tmp_path, {3: 30.0, 4: 40.0, 5: 50.0})
+    assert [folder.name[-1] for folder in steps_of(tmp_path)] == ["5", "4", "2"]
+
+
+def test_what_a_late_worker_left_of_a_checkpoint_that_was_given_up_goes_with_the_next(tmp_path: Path) -> None:
+    left = partial_of(folder_of(tmp_path, 1))
+    left.mkdir()
+    (left / "rank_1.safetensors").write_bytes(b"0" * 1000)
+    under_way = partial_of(folder_of(tmp_path, 3))
+    under_way.mkdir()
+    write_run(tmp_path, {2: 50.0})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [under_way.name, "step_0000000002"]
+
+
 def test_a_state_may_have_other_tensors_than_the_one_before(tmp_path: Path) -> None:
     """Of one name, in one number of dimensions, in another size: as fragments under way have it, or none at all."""
     writer, sizes = Writer(tmp_path, [0], keep_last=4), [(5,), (3,), (), (7, 2)]
@@ -159,6 +183,9 @@ def test_the_command_shows_checkpoints_and_makes_a_model_of_one(tmp_path: Path) 
     done = imgnet("checkpoint", "average", ".", "--out", "mean.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     SmallCnn(10).load_state_dict(load_file(tmp_path / "mean.safetensors"))
+    refused = imgnet("checkpoint", "average", ".", "--out", "nowhere/mean.safetensors", cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert refused.stderr.startswith("nowhere/mean.safetensors: ")
     refused = imgnet("checkpoint", "average", str(victim.parent), cwd=tmp_path)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert newest.name in shown.stdout

@@ -1,4 +1,5 @@
 import io
+import json
 import tarfile
 import zlib
 
@@ -166,6 +167,14 @@ def test_what_is_missing_or_cut_is_named(sharded):
     (line,) = shard_problems(sharded, NUM_CLASSES)
     assert "holds no manifest.json" in line
     assert "imgnet data shard" in line
+
+
+@pytest.mark.parametrize("wrong", [{"splits": []}, {"classes": 3}, {"splits": {"train": 1}}, {"splits": None}])
+def test_a_manifest_of_another_kind_is_refused_in_one_line(sharded, wrong):
+    manifest = sharded / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | wrong))
+    (line,) = shard_problems(sharded, NUM_CLASSES)
+    assert line.startswith(f"{manifest} cannot be read: ")
 
 
 def test_a_manifest_cannot_name_files_elsewhere(sharded):

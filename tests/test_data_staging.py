@@ -111,6 +111,21 @@ def test_after_a_restart_of_the_node_the_copy_is_checked(large, tmp_path):
     assert checksums(target) == checksums(large)
 
 
+def test_what_is_damaged_after_a_restart_is_not_trusted_where_the_copy_is_killed(large, tmp_path):
+    target = stage(large, str(tmp_path)).root
+    (target / ".boot").write_text("another")
+    damaged = [target / "val" / f"shard-{number:06d}.tar" for number in range(6)]
+    for path in damaged:
+        flip_byte(path)
+    elsewhere = large / "val" / damaged[-1].name
+    elsewhere.rename(large / "away")  # the job comes to its end while it copies
+    with pytest.raises(ConfigError):
+        stage(large, str(tmp_path))
+    (large / "away").rename(elsewhere)
+    stage(large, str(tmp_path))
+    assert checksums(target) == checksums(large)
+
+
 def test_a_flipped_byte_is_found(sharded, tmp_path):  # noqa: F811
     shard = sharded / "train" / "shard-000001.tar"
     flip_byte(shard)

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from imgnet.cli import app
 from imgnet.data.sources.folder import SPLITS, FolderSource
-from imgnet.data.sources.shards import MANIFEST, shard_problems
-from imgnet.data.tools.verify import open_all, verify
+from imgnet.data.sources.shards import MANIFEST, ShardSource, shard_problems
+from imgnet.data.tools.verify import JOURNAL, JOURNAL_S, open_all, verify
 from tests.commands import ROOT, environment
 from tests.test_data_shards import plain, tar_of
 from tests.test_data_staging import checksums, flip_byte
@@ -117,6 +117,38 @@ def test_hostile_archives_are_refused(archives, tmp_path, archive):
     assert not list(tmp_path.rglob("outside.JPEG"))
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_damaged_header_is_not_taken_for_the_end_of_a_class(archives, tmp_path, number):
+    path = archives / "ILSVRC2012_img_train.tar"
+    content = bytearray(path.read_bytes())
+    header = content.index(f"{WNIDS[0]}_{number}.JPEG".encode())
+    content[header : header + 512] = b"x" * 512
+    path.write_bytes(content)
+    done = imgnet("prepare", "--archives", archives, "--out", tmp_path / "out", "--workers", 1)
+    assert done.exit_code == 2
+    assert f"{path}: {WNIDS[0]}.tar is no readable tar file: " in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out" / "train" / WNIDS[0]).exists()
+
+
+@pytest.mark.parametrize(
+    ("archive", "damage"),
+    [
+        ("ILSVRC2012_img_val.tar", cut),
+        ("ILSVRC2012_devkit_t12.tar.gz", cut),
+        ("ILSVRC2012_devkit_t12.tar.gz", lambda path: path.write_text("<html>log in</html>")),
+    ],
+)
+def test_a_download_that_is_cut_short_or_something_else_is_named(archives, tmp_path, archive, damage):
+    damage(archives / archive)
+    done = imgnet("prepare", "--archives", archives, "--out", tmp_path / "out", "--workers", 1)
+    assert done.exit_code == 2
+    assert f"{archives / archive} is no readable tar file: " in done.stderr.splitlines()[-1]
+
+
 def test_archives_of_other_classes_are_refused(archives, tmp_path):
     tar_of(archives / "ILSVRC2012_img_train.tar", plain("n99999999.tar"))
     done = imgnet("prepare", "--archives", archives, "--out", tmp_path / "out")
@@ -203,6 +235,19 @@ def test_a_verification_that_was_ended_goes_on(tmp_path):
     assert not any(step.problems for step in verify(tmp_path, open_all(tmp_path), 1))
 
 
+def test_a_journal_of_another_day_counts_no_longer(tmp_path):
+    for split in SPLITS:
+        (tmp_path / split / "a").mkdir(parents=True)
+        (tmp_path / split / "a" / "0.JPEG").write_bytes(jpeg(0))
+    steps = verify(tmp_path, open_all(tmp_path), 1)
+    assert [next(steps).num_images for _ in range(2)] == [0, 1]
+    steps.close()
+    (tmp_path / "train" / "a" / "0.JPEG").write_bytes(jpeg(0)[:300])
+    long_ago = time.time() - JOURNAL_S
+    os.utime(tmp_path / JOURNAL, (long_ago, long_ago))
+    assert sum(len(step.problems) for step in verify(tmp_path, open_all(tmp_path), 1)) == 1
+
+
 def likeness_of_drawn(folder, likeness):
     """How much higher pictures of a class correlate than those of two classes, the mean over pairs."""
     size = ["--width", 64, "--height", 48, "--likeness", likeness]
@@ -249,6 +294,15 @@ def test_an_image_that_cannot_be_shrunk_ends_the_command_and_is_named(tmp_path, 
     assert done.exit_code == 2
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("sharding")]
     assert line.startswith(f"cannot read the image {tmp_path}/images/train/a/0.jpeg: ")
+
+
+def test_a_long_name_in_any_script_fits_into_a_shard(tmp_path):
+    for split in SPLITS:
+        (tmp_path / "images" / split / "a").mkdir(parents=True)
+        (tmp_path / "images" / split / "a" / f"{'漢' * 60}.JPEG").write_bytes(jpeg(0))
+    done = imgnet("shard", tmp_path / "images", tmp_path / "shards", "--num-shards", 1, "--workers", 1)
+    assert done.exit_code == 0, done.stderr
+    assert ShardSource(tmp_path / "shards", "train", 1).read(0) == jpeg(0)
 
 
 def test_sharding_refuses_what_it_cannot_do(tmp_path):

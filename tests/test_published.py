@@ -28,6 +28,7 @@ from imgnet.data.tools.synthesize import picture
 from imgnet.launch.checks import check
 from imgnet.launch.sweep import _keep_what_was_typed
 from imgnet.models.build import SmallCnn
+from imgnet.models.names import INCEPTIONS
 from imgnet.published import (
     PREPROCESSING,
     preprocessing_of,
@@ -109,7 +110,8 @@ def test_the_same_holds_for_every_classifier_that_torchvision_publishes() -> Non
     assert len(names) > 70
     for name in names:
         brought = published(name)
-        assert brought.values == of_torchvision(name), name
+        itself = {"mean": [0.5] * 3, "std": [0.5] * 3} if name in INCEPTIONS else {}  # tests/test_models_build.py
+        assert brought.values == of_torchvision(name) | itself, name
         assert brought.num_classes == 1000, name
 
 

@@ -66,6 +66,8 @@ def average(
 
     Of a run directory the newest checkpoint is taken.
     """
+    from safetensors import SafetensorError
+
     from imgnet.checkpoint.export import export_tensors
     from imgnet.checkpoint.folder import read_average
 
@@ -79,5 +81,8 @@ def average(
     about = {"settings": manifest.trained, "epoch": manifest.epoch, "step": manifest.step} | manifest.metrics
     if manifest.preprocessing:
         about["preprocessing"] = manifest.preprocessing
-    export_tensors(out, model, about)
+    try:
+        export_tensors(out, model, about)
+    except (OSError, SafetensorError) as error:
+        refuse(f"{out}: {error}")
     typer.echo(f"written: {out}, the mean of {manifest.world_size} workers at step {manifest.step}")

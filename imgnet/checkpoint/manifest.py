@@ -65,7 +65,7 @@ def partial_of(folder: Path) -> Path:
 
 def complete(partial: Path, folder: Path, manifest: Manifest) -> None:
     """Make a checkpoint whole: add the manifest, then give the folder its name. For one process."""
-    write_atomically(partial / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+    write_atomically(partial / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n", durable=True)
     if folder.exists():
         shutil.rmtree(folder)  # the same step once more, by a run that was told to start over
     partial.rename(folder)
@@ -76,10 +76,12 @@ def steps_of(checkpoints: Path) -> list[Path]:
     return sorted((file.parent for file in checkpoints.glob(f"step_*/{MANIFEST}")), reverse=True)
 
 
-def remove_partial(checkpoints: Path) -> None:
-    """Remove what an ended run was writing."""
+def remove_partial(checkpoints: Path, before: int | None = None) -> None:
+    """Remove what an ended run was writing, or what was given up of steps ``before`` one that is written now."""
+    end = None if before is None else partial_of(folder_of(checkpoints, before))
     for folder in checkpoints.glob(".step_*.partial"):
-        shutil.rmtree(folder)
+        if end is None or folder < end:
+            shutil.rmtree(folder, ignore_errors=end is not None)  # a worker that comes late may be writing there
 
 
 def read_manifest(folder: Path) -> Manifest:

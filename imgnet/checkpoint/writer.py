@@ -4,14 +4,23 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from imgnet.checkpoint.folder import write_worker
-from imgnet.checkpoint.manifest import Manifest, complete, folder_of, partial_of, read_manifest, steps_of
+from imgnet.checkpoint.manifest import (
+    DamagedError,
+    Manifest,
+    complete,
+    folder_of,
+    partial_of,
+    read_manifest,
+    remove_partial,
+    steps_of,
+)
 from imgnet.checkpoint.tree import Spec, Tensors, Tree, pack
 
 log = logging.getLogger("imgnet")
@@ -69,6 +78,8 @@ class Writer:
     def _write(self, specs: Sequence[Spec], manifest: Manifest) -> None:
         folder = folder_of(self._checkpoints, manifest.step)
         partial = partial_of(folder)
+        if 0 in self._ranks:
+            remove_partial(self._checkpoints, before=manifest.step)
         try:
             partial.mkdir(parents=True, exist_ok=True)
             for rank, spec, snapshot in zip(self._ranks, specs, self._snapshots, strict=True):
@@ -93,7 +104,7 @@ class Writer:
         try:
             if self._all_there(partial, manifest.world_size):
                 complete(partial, folder, manifest)
-                self._prune()
+                self._prune(folder)
                 return
             log.warning("checkpoint of step %d given up: not every worker could write", manifest.step)
         except OSError as error:
@@ -110,14 +121,28 @@ class Writer:
             time.sleep(POLL_S)
         return False
 
-    def _prune(self) -> None:
-        """Keep the newest, and of the older ones the best."""
-        whole = steps_of(self._checkpoints)
-        accuracy = {folder: read_manifest(folder).metrics.get("val_acc1") for folder in whole}
-        best = max(whole, key=lambda folder: accuracy[folder] or 0.0)
-        for folder in whole[self._keep_last :]:
+    def _prune(self, newest: Path) -> None:
+        """Keep the newest, and of the older ones the best.
+
+        Later steps are of a training that this run left: it went on from an earlier checkpoint, or from the beginning
+        of an epoch. They would be taken for the newest, now and at the next start.
+        """
+        for folder in steps_of(self._checkpoints):
+            if folder > newest:
+                shutil.rmtree(folder)
+        accuracy = {folder: metrics.get("val_acc1") or 0.0 for folder, metrics in self._readable()}
+        best = max(accuracy, key=accuracy.__getitem__)
+        for folder in list(accuracy)[self._keep_last :]:
             if folder != best:
                 shutil.rmtree(folder)
+
+    def _readable(self) -> Iterator[tuple[Path, dict[str, float]]]:
+        """The whole checkpoints with their metrics, the newest first. One that is damaged is no reason to stop."""
+        for folder in steps_of(self._checkpoints):
+            try:
+                yield folder, read_manifest(folder).metrics
+            except DamagedError as damage:
+                log.warning("%s", damage)
 
 
 def _copied(kept: Tensors, tensors: Tensors) -> Tensors:

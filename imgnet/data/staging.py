@@ -87,6 +87,8 @@ def _stage(root: Path, target: Path) -> Staged:
     ]
     if missing:
         (target / MANIFEST).unlink(missing_ok=True)
+        for name, _ in missing:  # before the boot is noted, after which a file is trusted by its size
+            (target / name).unlink(missing_ok=True)
         _check_space(target, sum(file.num_bytes for _, file in missing))
         write_atomically(target / _BOOT, boot.encode(), durable=False)
         _copy_all(root, target, missing)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from imgnet.config import ModelConfig
-from imgnet.models.names import library_of, unknown
+from imgnet.models.names import INCEPTIONS, library_of, unknown
 
 
 class SmallCnn(nn.Module):
@@ -71,12 +71,11 @@ def _by_name(config: ModelConfig, num_classes: int) -> nn.Module:
 
 
 def _torchvision(config: ModelConfig, num_classes: int) -> nn.Module:
-    from torchvision.models import get_model, get_model_weights
+    from torchvision.models import Inception3, get_model, get_model_weights
 
+    is_inception = config.name in INCEPTIONS
     if not config.pretrained:
-        # GoogLeNet and Inception ask for this explicitly, and train with auxiliary outputs unless told otherwise.
-        auxiliary = config.name in ("googlenet", "inception_v3")
-        extra = {"init_weights": True, "aux_logits": False} if auxiliary else {}
+        extra = {"init_weights": True, "aux_logits": False} if is_inception else {}
         return get_model(config.name, weights=None, num_classes=num_classes, **extra)
     weights = get_model_weights(config.name)["DEFAULT"]
     published = len(weights.meta["categories"])
@@ -85,4 +84,7 @@ def _torchvision(config: ModelConfig, num_classes: int) -> nn.Module:
             f"model.pretrained=true: the published weights of {config.name} have {published} classes, the data "
             f"{num_classes}"
         )
-    return get_model(config.name, weights=weights)
+    model = get_model(config.name, weights=weights, **({"transform_input": False} if is_inception else {}))
+    if isinstance(model, Inception3):
+        model.aux_logits, model.AuxLogits = False, None  # as torchvision does it; said before, it is refused
+    return model

@@ -95,7 +95,8 @@ def _settings_of(path: Path) -> dict[str, Any]:
     """What a run noted in the header of a model that it exported; empty for a file of another origin."""
     with path.open("rb"), safe_open(path, framework="np") as file:
         about = json.loads((file.metadata() or {}).get("imgnet", "{}"))
-    return about.get("settings", {}) if isinstance(about, dict) else {}
+    settings = about.get("settings") if isinstance(about, dict) else None
+    return settings if isinstance(settings, dict) else {}
 
 
 def _size_problems(name: str, sizes: Mapping[str, int]) -> Iterator[str]:

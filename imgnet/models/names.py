@@ -22,6 +22,10 @@ from imgnet.suggest import did_you_mean, nearest
 
 Library: TypeAlias = Literal["imgnet", "torchvision", "timm"]
 OURS = "small_cnn"
+INCEPTIONS = ("googlenet", "inception_v3")
+"""Of torchvision. They have auxiliary outputs in training unless told otherwise; with published weights they also
+change how their inputs are normalised, from ImageNet's mean and std to 0.5, which no ``state_dict`` tells. Here they do
+neither."""
 
 _REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 _RENAMED = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)^\}\)", re.MULTILINE | re.DOTALL)

@@ -111,14 +111,14 @@ def read_manifest(root: Path) -> Manifest:
             split: SplitRecord(
                 record["num_samples"],
                 FileRecord(**record["index"]),
-                [FileRecord(**shard) for shard in record["shards"]],
+                [FileRecord(**shard) for shard in _list(record["shards"])],
             )
             for split, record in data["splits"].items()
         }
-        manifest = Manifest(data["classes"], data["made_with"], splits, kept_as)
+        manifest = Manifest(_list(data["classes"]), data["made_with"], splits, kept_as)
     except FileNotFoundError:
         raise ConfigError([f"data.root={root} holds no {MANIFEST}, so no whole shards; {SHARDS_HINT}"]) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError([f"{path} cannot be read: {error!r}"]) from None
@@ -126,6 +126,12 @@ def read_manifest(root: Path) -> Manifest:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConfigError([f"{path} is refused: it names a file outside its folder, {name!r}"])
     return manifest
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value
 
 
 def _format(path: Path, version: object) -> Format:

@@ -18,7 +18,7 @@ from typing import IO
 from imgnet.config import ConfigError
 from imgnet.data.sources.shards import write_atomically
 from imgnet.data.tools.pool import in_processes
-from imgnet.data.tools.tar import contents, open_tar, safe_members
+from imgnet.data.tools.tar import contents, named_where_damaged, open_tar, safe_members
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 DEVKIT_NAME = "ILSVRC2012_devkit_t12"
@@ -88,7 +88,8 @@ def _extract_devkit(archive: Path, folder: Path) -> None:
         return
     unfinished = _emptied(folder / f".{DEVKIT_NAME}")
     # A few megabytes, unpacked in memory, so that one reader serves compressed and plain archives.
-    with tarfile.open(fileobj=io.BytesIO(archive.read_bytes()), mode="r:gz") as opened:
+    packed = io.BytesIO(archive.read_bytes())
+    with named_where_damaged(str(archive)), tarfile.open(fileobj=packed, mode="r:gz") as opened:
         for member in safe_members(opened, str(archive)):
             path = unfinished / PurePosixPath(member.name).relative_to(PurePosixPath(member.name).parts[0])
             _write(contents(opened, member), path)
@@ -121,7 +122,7 @@ def _extract_class(archive: Path, folder: Path, job: _Class) -> int:
         with archive.open("rb") as file:
             file.seek(job.offset)
             where = f"{archive}: {job.wnid}.tar"
-            with tarfile.open(fileobj=file, mode="r:") as opened:
+            with named_where_damaged(where), tarfile.open(fileobj=file, mode="r:") as opened:
                 for member in safe_members(opened, where):
                     _write(contents(opened, member), unfinished / PurePosixPath(member.name).name)
         unfinished.rename(finished)
@@ -133,7 +134,7 @@ def _extract_val(archive: Path, out: Path, devkit: Devkit) -> Iterator[int]:
         yield archive.stat().st_size
         return
     unfinished, found = out / ".val", 0
-    with open_tar(archive) as opened:
+    with named_where_damaged(str(archive)), open_tar(archive) as opened:
         for member in safe_members(opened, str(archive)):
             number = _VAL_NUMBER.search(member.name)
             if number is None or not 1 <= int(number[1]) <= len(devkit.val_wnids):

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -164,6 +165,8 @@ def _run(title: str, unit: str, work: Callable[[], tuple[int, Iterable[int]]]) -
             task = progress.add_task(title, total=total)
             for num in steps:
                 progress.advance(task, num)
+    except BrokenProcessPool:
+        refuse(RuntimeError("a process of this command was killed, for want of memory perhaps; try fewer --workers"))
     except (ConfigError, ValueError, OSError) as error:
         refuse(error)
 

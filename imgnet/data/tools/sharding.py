@@ -37,7 +37,7 @@ from imgnet.data.sources.shards import (
 from imgnet.data.tools.pool import in_processes
 
 PLAN = "plan.json"
-_MAX_KEY = 40  # letters, of which four bytes each fit into the header of a tar member with the ending
+_MAX_KEY, _MAX_BYTES = 40, 90  # letters, and what fits into the header of a tar member with the ending
 _PARTS = ".parts"  # what is known of each finished shard, until the manifest is written
 
 
@@ -157,6 +157,7 @@ def _write_tar(file: IO[bytes], job: _Job, recipe: Recipe) -> None:
             if recipe.max_size is not None:
                 data = _shrunk(data, recipe, recipe.max_size, name)
             key = f"{index:08d}_{Path(name).stem.replace('.', '_')}"[:_MAX_KEY]
+            key = key.encode()[:_MAX_BYTES].decode(errors="ignore")
             kind = IMAGE_ENDINGS["raw"][0] if recipe.format == "raw" else extension(data)
             for ending, content in ((kind, data), (LABEL_ENDING, str(label).encode())):
                 member = tarfile.TarInfo(f"{key}.{ending}")
@@ -177,7 +178,7 @@ def _shrunk(data: bytes, recipe: Recipe, max_size: int, name: str) -> bytes:
                 if recipe.format == "jpeg" and min(opened.size) <= max_size:
                     return data
                 image = _rgb(opened)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ConfigError([f"cannot read the image {name}: {error}; see imgnet data verify"]) from None
     scale = min(1, max_size / min(image.size))
     size = (round(image.width * scale), round(image.height * scale))

@@ -1,7 +1,10 @@
 """Tar files from elsewhere, read without trusting the names in them."""
 
+import gzip
 import tarfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -27,8 +30,17 @@ def safe_members(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarIn
                 raise UnsafeTarError(f"{where} is refused: its member {member.name!r} {problem}")
             if member.isreg():
                 yield member
+        _refuse_more(archive, where)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UnsafeTarError(f"{where} is no readable tar file: {error}") from None
+
+
+def _refuse_more(archive: tarfile.TarFile, where: str) -> None:
+    """What follows the last member must be empty: tarfile takes a damaged header for the end."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if any(archive.fileobj.read(tarfile.BLOCKSIZE)):
+        raise UnsafeTarError(f"{where} is no readable tar file: it is damaged at byte {archive.offset}")
 
 
 def open_tar(path: Path) -> tarfile.TarFile:
@@ -37,6 +49,19 @@ def open_tar(path: Path) -> tarfile.TarFile:
         return tarfile.open(path, "r:")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UnsafeTarError(f"{path} is no readable tar file: {error}") from None
+
+
+@contextmanager
+def named_where_damaged(where: str) -> Iterator[None]:
+    """Around reading an archive: UnsafeTarError for what Python says of one that was cut short or is something else.
+
+    Args:
+        where: what to call it.
+    """
+    try:
+        yield
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UnsafeTarError(f"{where} is no readable tar file: {error}") from None
 
 
 def contents(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:

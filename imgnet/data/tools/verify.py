@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from imgnet.data.tools.sharding import open_splits
 
 IMAGENET_COUNTS: dict[Split, int] = {"train": 1_281_167, "val": 50_000}
 JOURNAL = ".verify.jsonl"
+JOURNAL_S = 24 * 3600.0
+"""How long after its last line a journal is gone on with."""
 _CHUNK = 500
 _FIRST_PIXEL = (0, 0, 1, 1)
 _WNID = re.compile(r"n\d{8}")
@@ -48,13 +51,20 @@ def verify(root: Path, sources: Sources, num_workers: int) -> Iterator[Verified]
     What was found is kept in a journal beside the images until the end, so that a command which was killed goes on.
     """
     yield Verified(0, _count_problems(root, sources))
-    journal = _Journal(root / JOURNAL, {split: len(source) for split, source in sources.items()})
+    journal = _Journal(root / JOURNAL, _what(root, sources))
     yield from journal.done.values()
     jobs = [job for job in _jobs(root, sources) if _name(job) not in journal.done]
     for job, verified in zip(jobs, in_processes(partial(_look, root), jobs, num_workers), strict=True):
         journal.write(_name(job), verified)
         yield verified
     journal.remove()
+
+
+def _what(root: Path, sources: Sources) -> str:
+    """What a journal is of."""
+    manifest = root / MANIFEST
+    written = zlib.crc32(manifest.read_bytes()) if manifest.is_file() else None
+    return json.dumps({"manifest": written} | {split: len(source) for split, source in sources.items()})
 
 
 def _count_problems(root: Path, sources: Sources) -> list[str]:
@@ -139,13 +149,16 @@ _open: dict[tuple[Path, Split], FolderSource | ShardSource] = {}
 
 
 class _Journal:
-    """What is done of a verification. A folder that cannot be written to is verified without one."""
+    """What is done of a verification. A folder that cannot be written to is verified without one.
 
-    def __init__(self, path: Path, counts: dict[Split, int]) -> None:
+    One that is older than :data:`JOURNAL_S` holds no longer: what was whole then may not be now.
+    """
+
+    def __init__(self, path: Path, head: str) -> None:
         self._path: Path | None = path
         self.done: dict[str, Verified] = {}
-        head = json.dumps(counts)
-        lines = path.read_text().splitlines() if path.is_file() else []
+        is_new = path.is_file() and time.time() - path.stat().st_mtime < JOURNAL_S
+        lines = path.read_text().splitlines() if is_new else []
         if lines and lines[0] == head:
             for line in lines[1:]:
                 self._read(line)
